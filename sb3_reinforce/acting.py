@@ -1,0 +1,368 @@
+"""
+Sampling actions from a policy while a rollout is played.
+
+Monte Carlo REINFORCE needs neither values nor log-probabilities while it acts. For the policies that it understands,
+:class:`NumpySampler` evaluates the policy network alone, in NumPy on the memory of the policy's own parameters;
+every other policy is called as SB3 calls it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
+
+from sb3_reinforce.checks import check_finite, not_finite
+from sb3_reinforce.policies import has_sb3_forward
+
+#: Steps that the noise is drawn ahead for
+NOISE_BLOCK = 256
+
+Observation = np.ndarray | dict[str, np.ndarray]
+Timestep = Callable[[int], int]
+#: Actions of shape ``(n_envs, *action_shape)``, and values and log-probabilities where they come for free
+Sample = tuple[np.ndarray, th.Tensor | None, th.Tensor | None]
+
+
+class PolicySampler:
+    """
+    Acts by SB3's own call, ``policy.forward``: works for every policy.
+
+    :param policy: The policy
+    """
+
+    #: Whether :meth:`sample` returns values and log-probabilities too
+    evaluates = True
+
+    def __init__(self, policy: ActorCriticPolicy):
+        self.policy = policy
+
+    def start_rollout(self) -> None:
+        """Take over the policy's present weights."""
+
+    def sample(self, obs: Observation, timestep: Timestep) -> Sample:
+        """
+        :param obs: Observations of all environments
+        :param timestep: Gives the timestep within its episode that an environment is at
+        :return: Actions, values and log-probabilities
+        :raises ValueError: If the policy's output is not finite
+        """
+        with th.no_grad():
+            try:
+                actions_tensor, values, log_probs = self.policy(obs_as_tensor(obs, self.policy.device))
+            except ValueError as error:  # PyTorch's distributions refuse NaN
+                self._locate(error, obs, timestep)
+                raise
+        actions = actions_tensor.cpu().numpy()
+        check_finite("action", actions, timestep)
+        return actions, values, log_probs
+
+    def _locate(self, error: ValueError, obs: Observation, timestep: Timestep) -> None:
+        """Say which environment's observation the policy has no finite output for, if that is what went wrong."""
+        if all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
+            return
+        n_envs = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
+        for env_id in range(n_envs):
+            single = {key: value[[env_id]] for key, value in obs.items()} if isinstance(obs, dict) else obs[[env_id]]
+            try:
+                self.policy(obs_as_tensor(single, self.policy.device))
+            except ValueError:
+                raise not_finite("output of the policy", "nan", env_id, timestep(env_id)) from error
+
+
+class NumpySampler(PolicySampler):
+    """
+    Acts with the policy network alone, in NumPy: for policies that :func:`make_sampler` understands. Its distribution is
+    the policy's.
+
+    :param policy: The policy
+    :param n_envs: Number of environments
+    :param rng: Source of the actions' randomness
+    """
+
+    evaluates = False
+
+    def __init__(self, policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator):
+        super().__init__(policy)
+        self.n_envs = n_envs
+        self.rng = rng
+        self._features = _features_function(policy.observation_space)
+        self._linears = [layer for layer in policy.mlp_extractor.policy_net if isinstance(layer, nn.Linear)]
+        self._linears.append(policy.action_net)
+        self._layers: list[tuple[np.ndarray, np.ndarray | None, np.ndarray, Callable[[np.ndarray], None] | None]] = []
+        self._buffers = [np.empty((n_envs, layer.out_features), np.float32) for layer in self._linears]
+        self._head = _make_head(policy, n_envs)
+
+    def start_rollout(self) -> None:
+        # Views of the parameters, taken anew: an update may have put other tensors in their place
+        activations = _activations(self.policy)
+        self._layers = [
+            (
+                layer.weight.detach().numpy().T,
+                None if layer.bias is None else layer.bias.detach().numpy(),
+                buffer,
+                activation,
+            )
+            for layer, buffer, activation in zip(self._linears, self._buffers, [*activations, None], strict=True)
+        ]
+        self._head.start_rollout(self.policy)
+
+    def outputs(self, obs: np.ndarray) -> np.ndarray:
+        """
+        The parameters of the action distribution.
+
+        :param obs: Observations of all environments
+        :return: Logits, or means of a Gaussian, shape ``(n_envs, n_outputs)``; overwritten by the next call
+        """
+        x = self._features(obs)
+        for weight, bias, buffer, activation in self._layers:
+            np.matmul(x, weight, out=buffer)
+            if bias is not None:
+                buffer += bias
+            if activation is not None:
+                activation(buffer)
+            x = buffer
+        return x
+
+    def sample(self, obs: Observation, timestep: Timestep) -> Sample:
+        assert isinstance(obs, np.ndarray)
+        outputs = self.outputs(obs)
+        check_finite("output of the policy", outputs, timestep)
+        return self._head.sample(outputs, self.rng), None, None
+
+
+def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> PolicySampler:
+    """
+    :param policy: The policy
+    :param n_envs: Number of environments
+    :param rng: Source of randomness for the fast path (SB3's path draws from PyTorch's generator)
+    :return: The fastest sampler that gives the policy's own distribution
+    """
+    return NumpySampler(policy, n_envs, rng) if _is_understood(policy) else PolicySampler(policy)
+
+
+# The policies that are understood: SB3's own methods, a plain MLP on the CPU, flat observations
+
+
+def _is_understood(policy: ActorCriticPolicy) -> bool:
+    if not isinstance(policy, ActorCriticPolicy) or not has_sb3_forward(policy) or policy.use_sde:
+        return False
+    layers = [*policy.mlp_extractor.policy_net, policy.action_net]
+    modules = [policy, policy.mlp_extractor, policy.mlp_extractor.policy_net, policy.pi_features_extractor, *layers]
+    return (
+        policy.device.type == "cpu"
+        and type(policy.pi_features_extractor) is FlattenExtractor
+        and type(policy.action_dist) in _HEADS
+        and _features_function(policy.observation_space) is not None
+        and type(policy.mlp_extractor.policy_net) is nn.Sequential
+        and type(policy.action_net) is nn.Linear
+        and _alternates(list(policy.mlp_extractor.policy_net))
+        and not any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules)
+        and all(parameter.dtype == th.float32 for parameter in policy.parameters())
+    )
+
+
+def _alternates(layers: list[nn.Module]) -> bool:
+    """Whether the layers are linear ones, each with an activation that is understood behind it."""
+    linears, activations = layers[::2], layers[1::2]
+    return (
+        len(linears) == len(activations)
+        and all(type(layer) is nn.Linear for layer in linears)
+        and all(type(layer) in _ACTIVATIONS for layer in activations)
+    )
+
+
+# Observations: what SB3's preprocessing and FlattenExtractor make of them
+
+
+def _features_function(space: spaces.Space) -> Callable[[np.ndarray], np.ndarray] | None:
+    if isinstance(space, spaces.Box) and not is_image_space(space):
+        return lambda obs: obs.reshape(len(obs), -1).astype(np.float32, copy=False)
+    if isinstance(space, spaces.MultiBinary):
+        return lambda obs: obs.reshape(len(obs), -1).astype(np.float32)
+    if isinstance(space, spaces.Discrete):
+        one_hot = np.eye(int(space.n), dtype=np.float32)
+        return lambda obs: one_hot[obs.reshape(-1)]
+    if isinstance(space, spaces.MultiDiscrete) and len(space.nvec.shape) == 1:
+        one_hots = [np.eye(n, dtype=np.float32) for n in space.nvec.tolist()]
+        return lambda obs: np.concatenate([rows[obs[:, i]] for i, rows in enumerate(one_hots)], axis=1)
+    return None
+
+
+# Activations, in place
+
+
+def _relu(x: np.ndarray, layer: nn.Module) -> None:
+    np.maximum(x, 0.0, out=x)
+
+
+def _tanh(x: np.ndarray, layer: nn.Module) -> None:
+    np.tanh(x, out=x)
+
+
+def _sigmoid(x: np.ndarray, layer: nn.Module) -> None:
+    # 1 / (1 + exp(-x)) without overflow
+    x *= 0.5
+    np.tanh(x, out=x)
+    x += 1.0
+    x *= 0.5
+
+
+def _silu(x: np.ndarray, layer: nn.Module) -> None:
+    gate = x.copy()
+    _sigmoid(gate, layer)
+    x *= gate
+
+
+def _leaky_relu(x: np.ndarray, layer: nn.Module) -> None:
+    assert isinstance(layer, nn.LeakyReLU)
+    np.copyto(x, np.where(x >= 0.0, x, np.float32(layer.negative_slope) * x))
+
+
+def _elu(x: np.ndarray, layer: nn.Module) -> None:
+    assert isinstance(layer, nn.ELU)
+    np.copyto(x, np.where(x > 0.0, x, np.float32(layer.alpha) * np.expm1(np.minimum(x, 0.0))))
+
+
+def _identity(x: np.ndarray, layer: nn.Module) -> None:
+    pass
+
+
+_ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray, nn.Module], None]] = {
+    nn.Tanh: _tanh,
+    nn.ReLU: _relu,
+    nn.LeakyReLU: _leaky_relu,
+    nn.ELU: _elu,
+    nn.Sigmoid: _sigmoid,
+    nn.SiLU: _silu,
+    nn.Identity: _identity,
+}
+
+
+def _activations(policy: ActorCriticPolicy) -> list[Callable[[np.ndarray], None]]:
+    def bind(layer: nn.Module) -> Callable[[np.ndarray], None]:
+        function = _ACTIVATIONS[type(layer)]
+        return lambda x: function(x, layer)
+
+    return [bind(layer) for layer in policy.mlp_extractor.policy_net if not isinstance(layer, nn.Linear)]
+
+
+# Heads: a sample of the action distribution from its parameters and noise that was drawn ahead
+
+
+class _Head:
+    """
+    :param policy: The policy
+    :param n_envs: Number of environments
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, n_envs: int):
+        self.shape = (n_envs, policy.action_net.out_features)
+        self._next_noise = 0
+        self._noise = np.empty((0, *self.shape), np.float32)
+
+    def start_rollout(self, policy: ActorCriticPolicy) -> None:
+        """
+        :param policy: The policy, for the parameters of the distribution that are not outputs of the network
+        """
+
+    def noise(self, rng: np.random.Generator) -> np.ndarray:
+        """
+        :param rng: Source of randomness
+        :return: Fresh noise, shape ``(n_envs, n_outputs)``
+        """
+        if self._next_noise == len(self._noise):
+            self._noise, self._next_noise = self.draw(rng, (NOISE_BLOCK, *self.shape)).astype(np.float32), 0
+        self._next_noise += 1
+        return self._noise[self._next_noise - 1]
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """
+        :param rng: Source of randomness
+        :param shape: Shape
+        :return: Noise of that shape
+        """
+        raise NotImplementedError()
+
+    def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """
+        :param outputs: Outputs of the policy network, shape ``(n_envs, n_outputs)``
+        :param rng: Source of randomness
+        :return: Actions
+        """
+        raise NotImplementedError()
+
+
+class _CategoricalHead(_Head):
+    """The largest of the logits with Gumbel noise (Gumbel, 1954)."""
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return -np.log(rng.standard_exponential(shape))
+
+    def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return (outputs + self.noise(rng)).argmax(axis=1)
+
+
+class _MultiCategoricalHead(_CategoricalHead):
+    def __init__(self, policy: ActorCriticPolicy, n_envs: int):
+        super().__init__(policy, n_envs)
+        assert isinstance(policy.action_dist, MultiCategoricalDistribution)
+        ends = np.cumsum(policy.action_dist.action_dims).tolist()
+        self._parts = [slice(first, stop) for first, stop in zip([0, *ends[:-1]], ends, strict=True)]
+
+    def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        noisy = outputs + self.noise(rng)
+        actions = np.empty((len(outputs), len(self._parts)), dtype=np.int64)
+        for i, part in enumerate(self._parts):
+            np.argmax(noisy[:, part], axis=1, out=actions[:, i])
+        return actions
+
+
+class _BernoulliHead(_Head):
+    """A logit above logistic noise."""
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.logistic(size=shape)
+
+    def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return (outputs > self.noise(rng)).astype(np.float32)
+
+
+class _GaussianHead(_Head):
+    def __init__(self, policy: ActorCriticPolicy, n_envs: int):
+        super().__init__(policy, n_envs)
+        self._action_shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
+
+    def start_rollout(self, policy: ActorCriticPolicy) -> None:
+        self._std = np.exp(policy.log_std.detach().numpy())
+        if not np.isfinite(self._std).all():
+            raise ValueError(f"The standard deviation of the policy must be finite, got {self._std}.")
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return (outputs + self._std * self.noise(rng)).reshape(self._action_shape)
+
+
+_HEADS: dict[type, type[_Head]] = {
+    CategoricalDistribution: _CategoricalHead,
+    MultiCategoricalDistribution: _MultiCategoricalHead,
+    BernoulliDistribution: _BernoulliHead,
+    DiagGaussianDistribution: _GaussianHead,
+}
+
+
+def _make_head(policy: ActorCriticPolicy, n_envs: int) -> _Head:
+    return _HEADS[type(policy.action_dist)](policy, n_envs)

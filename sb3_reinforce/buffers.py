@@ -1,0 +1,256 @@
+"""SB3's rollout buffers, for rollouts of whole episodes: the environments contribute as many timesteps as they recorded."""
+
+from collections.abc import Generator
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_reinforce.returns import Episodes, generalized_advantages, returns_to_go
+
+_NO_EPISODES = Episodes(np.zeros(0, dtype=int), np.zeros(0, dtype=int), np.zeros(0, dtype=int))
+
+
+class EpisodeRolloutBufferSamples(NamedTuple):
+    """SB3's ``RolloutBufferSamples`` with the place of each timestep in its episode, shape ``(batch_size,)`` each."""
+
+    observations: th.Tensor | TensorDict
+    actions: th.Tensor
+    old_values: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    timesteps: th.Tensor
+    episode_ids: th.Tensor
+
+
+class EpisodeRolloutBuffer(RolloutBuffer):
+    """
+    Rollout buffer for episodes of any length.
+
+    It is filled one vector step at a time, with the environments that still record, and grows as needed. After
+    :meth:`finish` all arrays are flat: the recorded timesteps and nothing else, episode by episode and the episodes
+    environment by environment, e.g. ``observations`` of shape ``(n_timesteps, *obs_shape)``, ``rewards`` and
+    ``returns`` of shape ``(n_timesteps,)``. ``returns`` and ``advantages`` are raw (not normalized).
+
+    :param buffer_size: Number of steps per environment that memory is first set aside for
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param device: PyTorch device
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator;
+        1 is the Monte Carlo return
+    :param gamma: Discount factor
+    :param n_envs: Number of parallel environments
+    """
+
+    #: Where each episode of the rollout lies in the flat arrays
+    episodes: Episodes
+    #: Timestep within the episode, shape ``(n_timesteps,)``
+    timesteps: np.ndarray
+    #: Index of the episode, shape ``(n_timesteps,)``
+    episode_ids: np.ndarray
+
+    _rows: dict[str, np.ndarray] | None = None
+
+    def reset(self) -> None:
+        super(RolloutBuffer, self).reset()
+        self.generator_ready = False
+        if self._rows is None:
+            self._rows = self._allocate(self.buffer_size * self.n_envs)
+        # The environments of each run of vector steps that the same ones recorded, and the row behind it
+        self._segments: list[tuple[np.ndarray, int]] = []
+        self._all_envs = np.arange(self.n_envs)
+        self._publish(slice(0, 0), _NO_EPISODES)
+
+    def _allocate(self, n_rows: int) -> dict[str, np.ndarray]:
+        # Untouched pages of an empty array take no memory
+        rows = {name: np.empty((n_rows, *shape), dtype) for name, (shape, dtype) in self._observation_rows().items()}
+        rows["actions"] = np.empty((n_rows, self.action_dim), self.action_space.dtype)
+        for name in ("rewards", "episode_starts", "values", "log_probs"):
+            rows[name] = np.zeros(n_rows, np.float32)
+        return rows
+
+    def _observation_rows(self) -> dict[str, tuple[tuple[int, ...], np.dtype | None]]:
+        return {"observations": (self.obs_shape, self.observation_space.dtype)}
+
+    def add(
+        self,
+        obs: np.ndarray | dict[str, np.ndarray],
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: th.Tensor | None = None,
+        log_prob: th.Tensor | None = None,
+        recording: np.ndarray | None = None,
+    ) -> None:
+        """
+        Add one vector step.
+
+        :param obs: Observations of all environments
+        :param action: Their actions
+        :param reward: Their rewards, shape ``(n_envs,)``
+        :param episode_start: Start of episode signals, shape ``(n_envs,)``
+        :param value: Values of the observations, if they are known already
+        :param log_prob: Log-probabilities of the actions, if they are known already
+        :param recording: Indices of the environments that record this step; all of them if ``None``
+        """
+        assert self._rows is not None
+        if recording is None:
+            recording = self._all_envs
+        first, stop = self.pos, self.pos + len(recording)
+        if stop > len(self._rows["rewards"]):
+            self._grow(stop)
+        if self._segments and self._segments[-1][0] is recording:
+            self._segments[-1] = (recording, stop)
+        else:
+            self._segments.append((recording, stop))
+
+        rows, which = self._rows, slice(None) if len(recording) == self.n_envs else recording
+        self._write_observations(obs, slice(first, stop), which)
+        rows["actions"][first:stop] = action.reshape(self.n_envs, self.action_dim)[which]
+        rows["rewards"][first:stop] = reward[which]
+        rows["episode_starts"][first:stop] = episode_start[which]
+        if value is not None:
+            rows["values"][first:stop] = value.detach().cpu().numpy().reshape(self.n_envs)[which]
+        if log_prob is not None:
+            rows["log_probs"][first:stop] = log_prob.detach().cpu().numpy().reshape(self.n_envs)[which]
+        self.pos = stop
+
+    def _write_observations(self, obs: np.ndarray | dict[str, np.ndarray], rows: slice, which: slice | np.ndarray) -> None:
+        assert self._rows is not None and isinstance(obs, np.ndarray)
+        self._rows["observations"][rows] = obs.reshape((self.n_envs, *self.obs_shape))[which]
+
+    def _grow(self, n_rows: int) -> None:
+        assert self._rows is not None
+        grown = self._allocate(max(n_rows, 2 * len(self._rows["rewards"])))
+        for name, array in self._rows.items():
+            grown[name][: self.pos] = array[: self.pos]
+        self._rows = grown
+
+    def finish(self, episodes: Episodes) -> None:
+        """
+        Put the recorded timesteps into the order of their episodes.
+
+        :param episodes: The recorded episodes, environment by environment
+        """
+        assert episodes.n_timesteps == self.pos, f"{self.pos} timesteps were added, {episodes.n_timesteps} recorded"
+        order: slice | np.ndarray = slice(0, self.pos)
+        if self.n_envs > 1:
+            first, env_ids = 0, []
+            for recording, stop in self._segments:
+                env_ids.append(np.tile(recording, (stop - first) // len(recording)))
+                first = stop
+            order = np.argsort(np.concatenate(env_ids), kind="stable")
+        self._publish(order, episodes)
+        self.full = True
+
+    def _publish(self, order: slice | np.ndarray, episodes: Episodes) -> None:
+        assert self._rows is not None
+        self._publish_observations(order)
+        for name in ("actions", "rewards", "episode_starts", "values", "log_probs"):
+            setattr(self, name, self._rows[name][order])
+        self.returns = np.zeros(len(self.rewards), np.float32)
+        self.advantages = np.zeros(len(self.rewards), np.float32)
+        self.episodes = episodes
+        self.timesteps, self.episode_ids = episodes.timesteps, episodes.episode_ids
+
+    def _publish_observations(self, order: slice | np.ndarray) -> None:
+        assert self._rows is not None
+        self.observations = self._rows["observations"][order]
+
+    def size(self) -> int:
+        """
+        :return: Number of recorded timesteps
+        """
+        return self.pos
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor | np.ndarray, dones: np.ndarray) -> None:
+        """
+        The returns-to-go (TD(lambda) targets if ``gae_lambda < 1``) and the advantages over ``values``.
+
+        :param last_values: Value of the observation behind the last timestep of each episode, shape ``(n_episodes,)``
+        :param dones: Whether nothing follows there, so that the value does not count, shape ``(n_episodes,)``
+        """
+        last_values = np.where(dones, 0.0, np.asarray(last_values, dtype=np.float64))
+        if self.gae_lambda == 1.0:
+            returns = returns_to_go(self.rewards, self.gamma, self.episodes, last_values)
+            advantages = returns - self.values
+        else:
+            advantages = generalized_advantages(
+                self.rewards, self.values, self.gamma, self.gae_lambda, self.episodes, last_values
+            )
+            returns = advantages + self.values
+        self.returns, self.advantages = returns.astype(np.float32), advantages.astype(np.float32)
+
+    def get(  # type: ignore[override]
+        self, batch_size: int | None = None, shuffle: bool = True
+    ) -> Generator[EpisodeRolloutBufferSamples, None, None]:
+        """
+        :param batch_size: Number of timesteps per minibatch; ``None``: all of them in one
+        :param shuffle: Whether to draw the timesteps in random order. Otherwise the minibatches are views of the buffer,
+            which the next rollout overwrites
+        :return: Minibatches that cover the rollout once
+        """
+        assert self.full, "The buffer holds no finished rollout."
+        n_timesteps = len(self.rewards)
+        batch_size = n_timesteps if batch_size is None else batch_size
+        order = np.random.permutation(n_timesteps) if shuffle else None
+        for first in range(0, n_timesteps, batch_size):
+            rows = slice(first, first + batch_size)
+            yield self._get_samples(rows if order is None else order[rows])
+
+    def _get_samples(  # type: ignore[override]
+        self, batch_inds: np.ndarray | slice, env: VecNormalize | None = None
+    ) -> EpisodeRolloutBufferSamples:
+        return EpisodeRolloutBufferSamples(
+            observations=self._observation_samples(batch_inds),
+            # Cast to float32, as SB3 does: the log-probabilities of a MultiBinary space need it
+            actions=self.to_torch(self.actions[batch_inds].astype(np.float32, copy=False), copy=False),
+            old_values=self.to_torch(self.values[batch_inds], copy=False),
+            old_log_prob=self.to_torch(self.log_probs[batch_inds], copy=False),
+            advantages=self.to_torch(self.advantages[batch_inds], copy=False),
+            returns=self.to_torch(self.returns[batch_inds], copy=False),
+            timesteps=self.to_torch(self.timesteps[batch_inds], copy=False),
+            episode_ids=self.to_torch(self.episode_ids[batch_inds], copy=False),
+        )
+
+    def _observation_samples(self, batch_inds: np.ndarray | slice) -> th.Tensor | TensorDict:
+        return self.to_torch(self.observations[batch_inds], copy=False)
+
+
+class EpisodeDictRolloutBuffer(EpisodeRolloutBuffer, DictRolloutBuffer):
+    """
+    :class:`EpisodeRolloutBuffer` for dictionary observations: ``observations`` is a dictionary of flat arrays.
+
+    :param buffer_size: Number of steps per environment that memory is first set aside for
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param device: PyTorch device
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator;
+        1 is the Monte Carlo return
+    :param gamma: Discount factor
+    :param n_envs: Number of parallel environments
+    """
+
+    observation_space: spaces.Dict
+    obs_shape: dict[str, tuple[int, ...]]  # type: ignore[assignment]
+    observations: dict[str, np.ndarray]  # type: ignore[assignment]
+
+    def _observation_rows(self) -> dict[str, tuple[tuple[int, ...], np.dtype | None]]:
+        return {f"observations/{key}": (shape, self.observation_space[key].dtype) for key, shape in self.obs_shape.items()}
+
+    def _write_observations(self, obs: np.ndarray | dict[str, np.ndarray], rows: slice, which: slice | np.ndarray) -> None:
+        assert self._rows is not None and isinstance(obs, dict)
+        for key, shape in self.obs_shape.items():
+            self._rows[f"observations/{key}"][rows] = obs[key].reshape((self.n_envs, *shape))[which]
+
+    def _publish_observations(self, order: slice | np.ndarray) -> None:
+        assert self._rows is not None
+        self.observations = {key: self._rows[f"observations/{key}"][order] for key in self.obs_shape}
+
+    def _observation_samples(self, batch_inds: np.ndarray | slice) -> TensorDict:
+        return {key: self.to_torch(array[batch_inds], copy=False) for key, array in self.observations.items()}

@@ -1,0 +1,187 @@
+"""Checks of arguments and of numbers, each of which fails with one sentence: what, got, expected."""
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+BASELINES = (None, "mean", "leave_one_out", "value")
+
+
+def check_positive_int(name: str, value: object, least: int = 1) -> None:
+    """
+    :param name: Name of the argument
+    :param value: What was given
+    :param least: The smallest value it takes
+    :raises ValueError: If the value is not an integer of at least ``least``
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+
+
+def check_number(name: str, value: object, low: float, high: float = math.inf, low_excluded: bool = False) -> None:
+    """
+    :param name: Name of the argument
+    :param value: What was given
+    :param low: The smallest value it takes
+    :param high: The largest value it takes
+    :param low_excluded: Whether ``low`` itself is not allowed
+    :raises ValueError: If the value is not a number in that range
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high or (low_excluded and value == low):  # type: ignore[operator]
+        if high < math.inf:
+            expected = f"a number in [{low}, {high}]"
+        elif low == -math.inf:
+            expected = "a number"
+        else:
+            expected = f"a number {'greater than' if low_excluded else 'of at least'} {low}"
+        raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """
+    :param name: Name of the argument
+    :param value: What was given
+    :raises ValueError: If the value is neither ``True`` nor ``False``
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+
+
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """
+    Check the arguments of the algorithm, as far as they do not depend on the environments.
+
+    :param arguments: The attributes of the algorithm, by the names of its arguments
+    :raises ValueError: If one of them, or a combination, makes no sense
+    """
+    get = arguments.__getitem__
+    check_positive_int("n_steps", get("n_steps"))
+    check_positive_int("batch_size", get("batch_size"))
+    check_positive_int("n_critic_updates", get("n_critic_updates"), least=0)
+    for name in ("n_episodes", "horizon"):
+        if get(name) is not None:
+            check_positive_int(name, get(name))
+    check_number("gamma", get("gamma"), 0, 1)
+    check_number("gae_lambda", get("gae_lambda"), 0, 1)
+    check_number("ent_coef", get("ent_coef"), -math.inf)
+    check_number("vf_coef", get("vf_coef"), 0)
+    check_number("max_grad_norm", get("max_grad_norm"), 0, low_excluded=True)
+    for name in (
+        "reward_to_go",
+        "complete_episodes",
+        "bootstrap_on_truncation",
+        "discount_state_distribution",
+        "normalize_advantage",
+    ):
+        check_flag(name, get(name))
+    check_learning_rate("learning_rate", get("learning_rate"))
+    if get("critic_learning_rate") is not None:
+        check_learning_rate("critic_learning_rate", get("critic_learning_rate"))
+    if get("average_over") not in ("timesteps", "episodes"):
+        raise ValueError(f"`average_over` must be 'timesteps' or 'episodes', got {get('average_over')!r}.")
+    baseline = get("baseline")
+    if not callable(baseline) and not (isinstance(baseline, str | None) and baseline in BASELINES):
+        raise ValueError(
+            f"`baseline` must be one of {', '.join(map(repr, BASELINES))} or a callable "
+            f"`baseline(returns, timesteps, episode_ids)`, got {baseline!r}."
+        )
+    _check_combinations(get)
+
+
+def check_learning_rate(name: str, value: object) -> None:
+    """
+    :param name: Name of the argument
+    :param value: What was given
+    :raises ValueError: If the value is neither a non-negative number nor a schedule
+    """
+    if not callable(value):
+        check_number(name, value, 0)
+
+
+def _check_combinations(get: Callable[[str], Any]) -> None:
+    baseline = get("baseline")
+    if get("gae_lambda") < 1 and (baseline != "value" or not get("reward_to_go")):
+        raise ValueError(
+            f"`gae_lambda` below 1 needs baseline='value' and reward_to_go=True, got gae_lambda={get('gae_lambda')} "
+            f"with baseline={baseline!r} and reward_to_go={get('reward_to_go')}."
+        )
+    if not get("complete_episodes") and baseline != "value":
+        raise ValueError(
+            "`complete_episodes=False` bootstraps the unfinished episodes and needs baseline='value', "
+            f"got baseline={baseline!r}."
+        )
+    if not get("complete_episodes") and get("n_episodes") is not None:
+        raise ValueError(
+            "`n_episodes` counts whole episodes and needs complete_episodes=True, "
+            f"got n_episodes={get('n_episodes')} with complete_episodes=False."
+        )
+
+
+def check_holds_two_episodes(n_envs: int, n_steps: int, n_episodes: int | None) -> None:
+    """
+    :param n_envs: Number of environments
+    :param n_steps: Least number of steps per environment
+    :param n_episodes: Number of episodes per environment, or ``None``
+    :raises ValueError: If no update can ever hold two episodes
+    """
+    quota = n_steps if n_episodes is None else n_episodes
+    if n_envs == 1 and quota == 1:
+        name = "n_steps" if n_episodes is None else "n_episodes"
+        raise ValueError(
+            f"`baseline='leave_one_out'` needs at least two episodes per update, got one environment with {name}=1."
+        )
+
+
+def first_not_finite(array: np.ndarray) -> tuple[int, ...] | None:
+    """
+    :param array: Any array
+    :return: Index of its first NaN or infinity, ``None`` if there is none
+    """
+    if array.dtype.kind != "f":
+        return None
+    # The sum of squares is one cheap pass; it can overflow without an infinity, never the other way round
+    if math.isfinite(np.vdot(array, array)):
+        return None
+    not_finite = ~np.isfinite(array)
+    if not not_finite.any():
+        return None
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(not_finite)), array.shape))
+
+
+def check_finite(
+    what: str,
+    array: np.ndarray | dict[str, np.ndarray],
+    timestep: Callable[[int], int],
+    env_ids: Sequence[int] | None = None,
+) -> None:
+    """
+    :param what: What the numbers are
+    :param array: The numbers, the environments along the first axis
+    :param timestep: Gives the timestep within its episode that an environment is at
+    :param env_ids: The environments; all of them if ``None``
+    :raises ValueError: If one of the numbers is not finite
+    """
+    if isinstance(array, dict):
+        for key, value in array.items():
+            check_finite(f"{what} {key!r}", value, timestep, env_ids)
+        return
+    index = first_not_finite(array)
+    if index is not None:
+        env_id = index[0] if env_ids is None else env_ids[index[0]]
+        raise not_finite(what, array[index], env_id, timestep(env_id))
+
+
+def not_finite(what: str, value: object, env_id: int, timestep: int, of: str = "its episode") -> ValueError:
+    """
+    :param what: What is not finite
+    :param value: What it is instead
+    :param env_id: Index of the environment
+    :param timestep: The timestep
+    :param of: What the timestep is counted from the start of
+    :return: The error that says so
+    """
+    return ValueError(f"The {what} must be finite, got {value} in environment {env_id} at timestep {timestep} of {of}.")

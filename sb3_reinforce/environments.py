@@ -1,0 +1,29 @@
+"""What an algorithm of whole episodes must know about a vectorized environment."""
+
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+
+
+def episode_limits(env: VecEnv) -> list[int | None]:
+    """
+    :param env: The vectorized environment
+    :return: The longest episode of each environment, where it declares one: the limit of Gymnasium's ``TimeLimit``
+        wrapper, else the one in its ``spec``
+    """
+    if env.has_attr("_max_episode_steps"):
+        return [_as_limit(limit) for limit in env.get_attr("_max_episode_steps")]
+    # A spec can hold what cannot be pickled, which would end the worker process
+    if isinstance(env.unwrapped, SubprocVecEnv) or not env.has_attr("spec"):
+        return [None] * env.num_envs
+    return [_as_limit(getattr(spec, "max_episode_steps", None)) for spec in env.get_attr("spec")]
+
+
+def _as_limit(limit: object) -> int | None:
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def refuses_early_resets(env: VecEnv) -> bool:
+    """
+    :param env: The vectorized environment
+    :return: Whether a ``Monitor(allow_early_resets=False)`` forbids to reset it during an episode
+    """
+    return env.has_attr("allow_early_resets") and not all(env.get_attr("allow_early_resets"))

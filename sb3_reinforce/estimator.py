@@ -1,0 +1,294 @@
+"""
+The gradient estimate of REINFORCE and the critic's regression: gradients of a policy's losses on a rollout.
+
+Everything here takes a batch of whole rollouts in pieces that bound the memory; the sums over the pieces are exact.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples, TensorDict
+
+from sb3_reinforce.buffers import EpisodeRolloutBuffer, EpisodeRolloutBufferSamples
+from sb3_reinforce.checks import not_finite
+from sb3_reinforce.policies import has_sb3_forward
+
+#: A forward pass takes at most so many timesteps, and at most so many numbers of observations, at once
+MAX_TIMESTEPS = 2**15
+MAX_OBSERVATION_NUMBERS = 2**23
+
+
+class Gradients(NamedTuple):
+    """
+    The losses of a batch, and their gradients.
+
+    :param policy_loss: Minus the weighted sum of the log-probabilities
+    :param entropy_loss: Minus the mean entropy
+    :param value_loss: Mean squared error of the values (with a critic)
+    :param log_probs: Log-probability of each action, shape ``(n_timesteps,)``
+    :param values: Value of each observation (with a critic), shape ``(n_timesteps,)``
+    :param actor: Gradient of the policy and entropy losses, for each parameter of the actor
+    :param critic: Gradient of ``vf_coef`` times the value loss, for each parameter that reaches the values; empty
+        without a critic
+    """
+
+    policy_loss: float
+    entropy_loss: float
+    value_loss: float
+    log_probs: th.Tensor
+    values: th.Tensor
+    actor: list[th.Tensor]
+    critic: list[th.Tensor]
+
+
+def estimate_gradients(
+    policy: ActorCriticPolicy,
+    observations: PyTorchObs,
+    actions: th.Tensor,
+    weights: th.Tensor,
+    returns: th.Tensor,
+    ent_coef: float,
+    vf_coef: float,
+    actor_parameters: Sequence[th.nn.Parameter],
+    value_parameters: Sequence[th.nn.Parameter],
+) -> Gradients:
+    r"""
+    The policy gradient estimate :math:`\sum_t w_t \nabla \log \pi(a_t|s_t)` (Williams, 1992; Sutton and Barto, 2018,
+    sec. 13.3), as the gradient of a loss to descend, with the entropy bonus and the critic's squared error.
+
+    :param policy: The policy
+    :param observations: Observations of the batch
+    :param actions: Actions of the batch
+    :param weights: Weight of each log-probability (advantages over the number of episodes or timesteps),
+        shape ``(n_timesteps,)``
+    :param returns: Targets of the critic, shape ``(n_timesteps,)``
+    :param ent_coef: Coefficient of the entropy
+    :param vf_coef: Coefficient of the value loss
+    :param actor_parameters: Parameters that reach the log-probabilities
+    :param value_parameters: Parameters that reach the values, those shared with the actor too; empty: no value loss
+    :return: Losses and gradients
+    """
+    n_timesteps = len(weights)
+    has_critic = len(value_parameters) > 0
+    sums = np.zeros(3)
+    log_probs, values = th.zeros_like(weights), th.zeros_like(weights)
+    actor = [th.zeros_like(parameter) for parameter in actor_parameters]
+    critic = [th.zeros_like(parameter) for parameter in value_parameters]
+    for rows in pieces(observations, n_timesteps):
+        if has_critic or not has_sb3_forward(policy):
+            piece_values, log_prob, entropy = policy.evaluate_actions(take(observations, rows), actions[rows])
+            piece_values = piece_values.flatten()
+        else:
+            distribution = policy.get_distribution(take(observations, rows))
+            log_prob, entropy, piece_values = distribution.log_prob(actions[rows]), distribution.entropy(), values[rows]
+        policy_loss = -(weights[rows] * log_prob).sum()
+        # Where the entropy has no analytical form, minus the log-probability estimates it, as in A2C
+        entropy_loss = (log_prob if entropy is None else -entropy).sum() / n_timesteps
+        value_loss = ((returns[rows] - piece_values) ** 2).sum() / n_timesteps
+        _add_gradients(actor, policy_loss + ent_coef * entropy_loss, actor_parameters, retain_graph=has_critic)
+        if has_critic:
+            _add_gradients(critic, vf_coef * value_loss, value_parameters, retain_graph=False)
+        log_probs[rows], values[rows] = log_prob.detach(), piece_values.detach()
+        sums += th.stack((policy_loss.detach(), entropy_loss.detach(), value_loss.detach())).double().cpu().numpy()
+    return Gradients(*sums.tolist(), log_probs, values, actor, critic)
+
+
+def _add_gradients(
+    gradients: list[th.Tensor], loss: th.Tensor, parameters: Sequence[th.nn.Parameter], retain_graph: bool
+) -> None:
+    if not parameters:
+        return
+    for total, part in zip(
+        gradients, th.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True), strict=True
+    ):
+        if part is not None:
+            total += part
+
+
+def clip_by_norm(gradients: Sequence[th.Tensor], max_norm: float) -> float:
+    """
+    Scale gradients in place so that their common norm is at most ``max_norm``.
+
+    :param gradients: The gradients
+    :param max_norm: The largest norm
+    :return: Their norm before
+    """
+    if not gradients:
+        return 0.0
+    norm = float(th.linalg.vector_norm(th.stack([th.linalg.vector_norm(gradient) for gradient in gradients])))
+    if norm > max_norm:
+        for gradient in gradients:
+            gradient *= max_norm / norm
+    return norm
+
+
+def evaluate_log_probs(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+    """
+    :param policy: The policy
+    :param observations: Observations of the batch
+    :param actions: Actions of the batch
+    :return: Log-probability of each action, shape ``(n_timesteps,)``
+    """
+    results = []
+    with th.no_grad():
+        for rows in pieces(observations, len(actions)):
+            piece = take(observations, rows)
+            if has_sb3_forward(policy):
+                results.append(policy.get_distribution(piece).log_prob(actions[rows]))
+            else:
+                results.append(policy.evaluate_actions(piece, actions[rows])[1])
+    return th.cat(results)
+
+
+def evaluate_values(policy: ActorCriticPolicy, observations: PyTorchObs, n_timesteps: int) -> th.Tensor:
+    """
+    :param policy: The policy
+    :param observations: Observations
+    :param n_timesteps: Number of observations
+    :return: Values of the observations, shape ``(n_timesteps,)``; for a policy with methods of its own those that
+        ``policy.forward`` returns
+    """
+    value_function = policy.predict_values if has_sb3_forward(policy) else (lambda obs: policy(obs)[1])
+    with th.no_grad():
+        results = [value_function(take(observations, rows)).flatten() for rows in pieces(observations, n_timesteps)]
+    return th.cat(results)
+
+
+def fit_critic(
+    policy: ActorCriticPolicy,
+    observations: PyTorchObs,
+    actions: th.Tensor,
+    returns: th.Tensor,
+    parameters: Sequence[th.nn.Parameter],
+    n_updates: int,
+    batch_size: int,
+    max_grad_norm: float,
+) -> None:
+    """
+    Regression of the critic on the returns. Only the critic's own parameters move.
+
+    :param policy: The policy
+    :param observations: Observations of the batch
+    :param actions: Actions of the batch
+    :param returns: Targets, shape ``(n_timesteps,)``
+    :param parameters: The parameters that reach the values alone
+    :param n_updates: Number of passes over the batch
+    :param batch_size: Largest number of timesteps per minibatch; the minibatches of a pass are of equal size
+    :param max_grad_norm: The largest norm of a gradient
+    :raises ValueError: If the regression diverges
+    """
+    n_timesteps = len(returns)
+    n_batches = -(-n_timesteps // batch_size)
+    inputs, value_function = _critic_inputs(policy, observations, actions)
+    # No gradient is left on the actor's parameters, so that the optimizer passes them by
+    policy.optimizer.zero_grad(set_to_none=True)
+    losses = []
+    for _ in range(n_updates):
+        order = th.from_numpy(np.random.permutation(n_timesteps)).to(returns.device)
+        for rows in order.tensor_split(n_batches):
+            loss = th.nn.functional.mse_loss(value_function(*(take(array, rows) for array in inputs)).flatten(), returns[rows])
+            gradients = th.autograd.grad(loss, parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            th.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            policy.optimizer.step()
+            losses.append(loss.detach())
+    if not th.stack(losses).isfinite().all():
+        raise ValueError("The value loss must be finite, got nan or infinity while the critic was fitted to the returns.")
+
+
+def _critic_inputs(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor):  # type: ignore[no-untyped-def]
+    """What the critic is a function of, and that function: as little as possible is computed anew in each pass."""
+    if not has_sb3_forward(policy):
+        return (observations, actions), lambda obs, action: policy.evaluate_actions(obs, action)[0]
+    if not policy.share_features_extractor:
+        return (observations,), policy.predict_values
+    with th.no_grad():
+        features = th.cat([policy.extract_features(take(observations, rows)) for rows in pieces(observations, len(actions))])
+    return (features,), lambda latent: policy.value_net(policy.mlp_extractor.forward_critic(latent))
+
+
+def check_losses(
+    gradients: Gradients, batch: EpisodeRolloutBufferSamples | RolloutBufferSamples, buffer: RolloutBuffer
+) -> None:
+    """
+    :param gradients: Losses and gradients of a batch
+    :param batch: The batch
+    :param buffer: The buffer that it is the whole of
+    :raises ValueError: If a loss is not finite
+    """
+    losses = {"policy loss": gradients.policy_loss, "entropy loss": gradients.entropy_loss, "value loss": gradients.value_loss}
+    name = next((name for name, loss in losses.items() if not math.isfinite(loss)), None)
+    if name is None:
+        return
+    errors = (batch.returns - gradients.values) ** 2
+    parts = {"return": batch.returns, "advantage": batch.advantages, "log-probability": gradients.log_probs}
+    for what, part in {**parts, "squared error of the value": errors}.items():
+        where = _where(part, buffer)
+        if where is not None:
+            raise not_finite(what, *where)
+    raise ValueError(f"The {name} must be finite, got {losses[name]}.")
+
+
+def _where(part: th.Tensor, buffer: RolloutBuffer) -> tuple[float, int, int] | None:
+    """The first number that is not finite, its environment and its timestep."""
+    finite = part.isfinite()
+    if finite.all() or not isinstance(buffer, EpisodeRolloutBuffer):
+        return None
+    index = int(finite.int().argmin())
+    env_id = int(buffer.episodes.env_ids[buffer.episode_ids[index]])
+    return float(part[index]), env_id, int(buffer.timesteps[index])
+
+
+def pieces(observations: PyTorchObs, n_timesteps: int) -> Iterator[slice]:
+    """
+    :param observations: Observations of a batch
+    :param n_timesteps: Number of timesteps
+    :return: Slices that divide the batch into pieces of bounded size
+    """
+    arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
+    numbers = sum(array[0].numel() for array in arrays) if n_timesteps > 0 else 1
+    size = max(1, min(MAX_TIMESTEPS, MAX_OBSERVATION_NUMBERS // max(numbers, 1)))
+    return (slice(first, min(first + size, n_timesteps)) for first in range(0, n_timesteps, size))
+
+
+def take(observations: th.Tensor | TensorDict, rows: slice | th.Tensor) -> th.Tensor | TensorDict:
+    """
+    :param observations: Observations of a batch
+    :param rows: Which of them
+    :return: Those observations
+    """
+    if isinstance(observations, dict):
+        return {key: array[rows] for key, array in observations.items()}
+    return observations[rows]
+
+
+@contextmanager
+def all_or_nothing(policy: ActorCriticPolicy) -> Iterator[None]:
+    """
+    Put the weights and the state of the optimizer back if the update inside does not come to its end.
+
+    :param policy: The policy
+    """
+    optimizer = policy.optimizer
+    weights = [(tensor, tensor.detach().clone()) for tensor in (*policy.parameters(), *policy.buffers())]
+    state = {parameter: _copy_state(values) for parameter, values in optimizer.state.items()}
+    try:
+        yield
+    except BaseException:
+        with th.no_grad():
+            for tensor, before in weights:
+                tensor.copy_(before)
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        raise
+
+
+def _copy_state(values: dict[str, object]) -> dict[str, object]:
+    return {key: value.clone() if isinstance(value, th.Tensor) else value for key, value in values.items()}

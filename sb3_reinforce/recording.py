@@ -1,0 +1,187 @@
+"""
+Which timesteps of the environments belong to a rollout: the stopping rules.
+
+With several environments, a batch of "the first K episodes to finish" holds too many short ones. Here every environment
+records until it has its quota and its episode has ended. Whether it goes on depends on its own past alone, so the number of
+its episodes is a stopping time, and by Wald's identity the summed gradient stays unbiased.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sb3_reinforce.returns import Episodes
+
+#: The longest episode that is recorded where neither the user nor the environment sets a limit
+DEFAULT_HORIZON = 10_000
+
+Observation = np.ndarray | dict[str, np.ndarray]
+
+
+class RecordedEpisode(NamedTuple):
+    """
+    :param env_id: The environment
+    :param start: Vector step of the rollout at which the recording begins
+    :param stop: Vector step behind the last recorded one
+    :param first_timestep: Timestep of the episode at which the recording begins
+    :param final_observation: The observation after the last recorded step if the episode could have gone on from there
+        (a truncation), ``None`` if it terminated
+    :param unfinished: Whether the episode goes on in the next rollout
+    """
+
+    env_id: int
+    start: int
+    stop: int
+    first_timestep: int
+    final_observation: Observation | None
+    unfinished: bool = False
+
+
+class Recorder:
+    """
+    Follows the environments through one rollout and says which of them still record.
+
+    :param n_envs: Number of environments
+    """
+
+    def __init__(self, n_envs: int):
+        self.n_envs = n_envs
+        self.n_vector_steps = 0
+        self.episodes: list[RecordedEpisode] = []
+        #: Indices of the environments that still record; a new array whenever it changes
+        self.recording = np.arange(n_envs)
+        self._starts = [0] * n_envs
+        self._first_timesteps = [0] * n_envs
+
+    @property
+    def finished(self) -> bool:
+        """Whether no environment records any more."""
+        return len(self.recording) == 0
+
+    def timestep(self, env_id: int) -> int:
+        """
+        :param env_id: An environment
+        :return: The timestep, within its episode, that the environment is about to play
+        """
+        return self._first_timesteps[env_id] + self.n_vector_steps - self._starts[env_id]
+
+    def advance(self, dones: np.ndarray, infos: Sequence[dict[str, Any]], new_obs: Observation) -> None:
+        """
+        Take note of one vector step.
+
+        :param dones: Whether the episodes ended with this step, shape ``(n_envs,)``
+        :param infos: The environments' infos
+        :param new_obs: The observations after the step (the first of the next episode where one ended)
+        """
+        raise NotImplementedError()
+
+    def _end_episode(self, env_id: int, final_observation: Observation | None, unfinished: bool = False) -> None:
+        start, first_timestep = self._starts[env_id], self._first_timesteps[env_id]
+        self.episodes.append(
+            RecordedEpisode(env_id, start, self.n_vector_steps, first_timestep, final_observation, unfinished)
+        )
+        self._starts[env_id], self._first_timesteps[env_id] = self.n_vector_steps, 0
+
+    def result(self) -> tuple[Episodes, list[RecordedEpisode]]:
+        """
+        :return: The recorded episodes, environment by environment, in two forms
+        """
+        ordered = sorted(self.episodes, key=lambda episode: (episode.env_id, episode.start))
+        episodes = Episodes(
+            lengths=np.array([episode.stop - episode.start for episode in ordered]),
+            env_ids=np.array([episode.env_id for episode in ordered]),
+            first_timesteps=np.array([episode.first_timestep for episode in ordered]),
+        )
+        return episodes, ordered
+
+
+class CompleteEpisodes(Recorder):
+    """
+    Every environment records whole episodes until it has its quota.
+
+    :param n_envs: Number of environments
+    :param n_steps: Least number of steps per environment, unless ``n_episodes`` is given
+    :param n_episodes: Number of episodes per environment
+    :param horizons: The longest episode that is recorded, for each environment. One that is still running then is cut, and its
+        environment records no more in this rollout
+    """
+
+    def __init__(self, n_envs: int, n_steps: int, n_episodes: int | None, horizons: Sequence[int]):
+        super().__init__(n_envs)
+        self.n_steps = n_steps
+        self.n_episodes = n_episodes
+        self.horizons = horizons
+        #: Environments whose episode was cut at the horizon
+        self.cut: list[int] = []
+        self._n_played = [0] * n_envs
+        self._next_cut = min(horizons)
+
+    def advance(self, dones: np.ndarray, infos: Sequence[dict[str, Any]], new_obs: Observation) -> None:
+        self.n_vector_steps += 1
+        # Nothing happens at most steps, and this runs at every one of them
+        if self.n_vector_steps < self._next_cut and not np.count_nonzero(dones):
+            return
+        still_recording = []
+        for env_id in self.recording.tolist():
+            if dones[env_id]:
+                self._end_episode(env_id, truncation_observation(infos[env_id]))
+                self._n_played[env_id] += 1
+            elif self.n_vector_steps - self._starts[env_id] >= self.horizons[env_id]:
+                self._end_episode(env_id, row(new_obs, env_id))
+                self.cut.append(env_id)
+                continue
+            if not dones[env_id] or not self._has_quota(env_id):
+                still_recording.append(env_id)
+        if len(still_recording) < len(self.recording):
+            self.recording = np.array(still_recording, dtype=int)
+        self._next_cut = min((self._starts[i] + self.horizons[i] for i in still_recording), default=0)
+
+    def _has_quota(self, env_id: int) -> bool:
+        if self.n_episodes is not None:
+            return self._n_played[env_id] >= self.n_episodes
+        return self.n_vector_steps >= self.n_steps
+
+
+class FixedLength(Recorder):
+    """
+    Every environment records a fixed number of steps, as in SB3; an episode goes on in the next rollout.
+
+    :param n_envs: Number of environments
+    :param n_steps: Number of steps per environment
+    :param first_timesteps: Timestep that each environment has reached in its episode, shape ``(n_envs,)``
+    """
+
+    def __init__(self, n_envs: int, n_steps: int, first_timesteps: Sequence[int]):
+        super().__init__(n_envs)
+        self.n_steps = n_steps
+        self._first_timesteps = list(first_timesteps)
+
+    def advance(self, dones: np.ndarray, infos: Sequence[dict[str, Any]], new_obs: Observation) -> None:
+        self.n_vector_steps += 1
+        for env_id in np.flatnonzero(dones).tolist():
+            self._end_episode(env_id, truncation_observation(infos[env_id]))
+        if self.n_vector_steps >= self.n_steps:
+            self.next_timesteps = [self.timestep(env_id) for env_id in range(self.n_envs)]
+            for env_id in np.flatnonzero(~dones).tolist():
+                self._end_episode(env_id, row(new_obs, env_id), unfinished=True)
+            self.recording = self.recording[:0]
+
+
+def truncation_observation(info: dict[str, Any]) -> Observation | None:
+    """
+    :param info: The info of a step that ended an episode
+    :return: The episode's last observation if a time limit cut it, ``None`` if it terminated
+    """
+    return info.get("terminal_observation") if info.get("TimeLimit.truncated", False) else None
+
+
+def row(obs: Observation, env_id: int) -> Observation:
+    """
+    :param obs: Observations of all environments
+    :param env_id: One of them
+    :return: A copy of its observation
+    """
+    if isinstance(obs, dict):
+        return {key: value[env_id].copy() for key, value in obs.items()}
+    return np.array(obs[env_id])

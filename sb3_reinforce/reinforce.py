@@ -1,0 +1,584 @@
+import warnings
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_reinforce import checks
+from sb3_reinforce.acting import PolicySampler, make_sampler
+from sb3_reinforce.baselines import BaselineFunction
+from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, EpisodeRolloutBufferSamples
+from sb3_reinforce.environments import episode_limits, refuses_early_resets
+from sb3_reinforce.estimator import (
+    Gradients,
+    all_or_nothing,
+    check_losses,
+    clip_by_norm,
+    estimate_gradients,
+    evaluate_log_probs,
+    fit_critic,
+)
+from sb3_reinforce.evaluation import evaluate_rollout, stack
+from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, group_parameters
+from sb3_reinforce.recording import DEFAULT_HORIZON, CompleteEpisodes, FixedLength, Observation, Recorder
+
+SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
+
+
+class REINFORCE(OnPolicyAlgorithm):
+    r"""
+    REINFORCE (Monte Carlo policy gradient)
+
+    One gradient step per batch of fresh, whole episodes. For the episodes :math:`i = 1..N` the estimate is
+
+    .. math::
+        \frac{1}{Z} \sum_i \sum_t w_t (G_t - b_t) \nabla \log \pi(a_t | s_t), \qquad
+        G_t = \sum_{k \geq t} \gamma^{k-t} r_k
+
+    with the baseline :math:`b_t`, :math:`w_t = 1` (or :math:`\gamma^t`) and :math:`Z` the number of timesteps or episodes.
+
+    Papers: Williams (1992), "Simple statistical gradient-following algorithms for connectionist reinforcement learning";
+    Sutton and Barto (2018), "Reinforcement Learning: An Introduction", sec. 13.3 and 13.4;
+    https://arxiv.org/abs/1506.02438 for the advantages when ``gae_lambda`` is below 1.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
+    :param n_steps: The number of steps to run for each environment per update. With complete episodes it is the least
+        number: each environment then finishes the episode that it is in
+    :param n_episodes: If given, each environment contributes so many episodes per update (fewer only after a cut at the
+        horizon), and ``n_steps`` is ignored
+    :param batch_size: Minibatch size of the critic's regression
+    :param gamma: Discount factor, in [0, 1]
+    :param gae_lambda: 1 is pure Monte Carlo. Below it, Generalized Advantage Estimation, with ``baseline="value"`` and
+        ``reward_to_go=True`` only
+    :param reward_to_go: Weight each action by the return from its own timestep on; ``False``: by the return of the whole episode
+    :param baseline: What is subtracted from the returns: ``None``; ``"mean"`` of the batch (slightly biased, the sample itself is
+        in it); ``"leave_one_out"``, the mean of the other episodes at the same timestep; ``"value"``, the policy's critic
+        as it was before this batch; or a callable ``baseline(returns, timesteps, episode_ids)`` of flat float arrays, one
+        number per recorded timestep, that returns an array of that shape
+    :param complete_episodes: ``False``: SB3's rollouts of ``n_steps``, whose unfinished tails are bootstrapped with the critic
+    :param horizon: The longest episode that is recorded; one that is still running then is treated like a truncated one, and its
+        environment is done for this update. ``None``: the environment's own limit where it declares one, else 10,000.
+        Of no effect with ``complete_episodes=False``
+    :param bootstrap_on_truncation: With the value baseline, an episode that was cut by a time limit ends in
+        :math:`\gamma V(s_T)`; ``False``: in nothing (pure finite-horizon Monte Carlo). Without a critic always the latter
+    :param discount_state_distribution: Whether to weight the timesteps by :math:`\gamma^t`, as the gradient of the discounted
+        objective has it; common practice drops the factor. With ``reward_to_go`` only: the return of the whole episode
+        is discounted already
+    :param average_over: What the sum over the batch is divided by, its ``"timesteps"`` or its ``"episodes"``. The latter is
+        unbiased with ``n_episodes``; with ``n_steps`` the quotient has a bias of O(1/N)
+    :param normalize_advantage: Whether to normalize the advantages over all recorded timesteps of the update
+    :param ent_coef: Entropy coefficient for the loss calculation
+    :param vf_coef: Value function coefficient of the joint step of policy and critic
+    :param max_grad_norm: The maximum value for the gradient clipping; the actor's gradient is clipped by itself
+    :param n_critic_updates: Number of further passes of the critic over the rollout after each policy step;
+        0: the joint step alone, as in A2C
+    :param critic_learning_rate: A learning rate or schedule for the critic's own parameters; ``None``: ``learning_rate``
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
+        instead of action noise exploration (default: False)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        Default: -1 (only sample at the beginning of the rollout)
+    :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. One that
+        cannot hold whole episodes needs ``complete_episodes=False``
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: If an argument, or a combination of arguments, makes no sense
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-3,
+        n_steps: int = 512,
+        n_episodes: int | None = None,
+        batch_size: int = 256,
+        gamma: float = 0.99,
+        gae_lambda: float = 1.0,
+        reward_to_go: bool = True,
+        baseline: str | BaselineFunction | None = "value",
+        complete_episodes: bool = True,
+        horizon: int | None = None,
+        bootstrap_on_truncation: bool = True,
+        discount_state_distribution: bool = False,
+        average_over: Literal["timesteps", "episodes"] = "timesteps",
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        n_critic_updates: int = 5,
+        critic_learning_rate: float | Schedule | None = None,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        checks.check_arguments(locals())
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            _init_setup_model=False,
+            supported_action_spaces=(
+                spaces.Box,
+                spaces.Discrete,
+                spaces.MultiDiscrete,
+                spaces.MultiBinary,
+            ),
+        )
+        self.n_episodes = n_episodes
+        self.batch_size = batch_size
+        self.reward_to_go = reward_to_go
+        self.baseline = baseline
+        self.complete_episodes = complete_episodes
+        self.horizon = horizon
+        self.bootstrap_on_truncation = bootstrap_on_truncation
+        self.discount_state_distribution = discount_state_distribution
+        self.average_over = average_over
+        self.normalize_advantage = normalize_advantage
+        self.n_critic_updates = n_critic_updates
+        self.critic_learning_rate = critic_learning_rate
+        # Timestep that each environment has reached in an episode that the next rollout goes on with
+        self._reached_timesteps: list[int] | None = None
+        self._warned_of_horizon = False
+        if self.env is not None:
+            self._check_environment(self.env)
+
+        if _init_setup_model:
+            self._setup_model()
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether the policy's critic is the baseline."""
+        return isinstance(self.baseline, str) and self.baseline == "value"
+
+    def _setup_model(self) -> None:
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
+        self._sampler: PolicySampler | None = None
+        self._action_rng: np.random.Generator | None = None
+        self._episode_limits: list[int | None] | None = None
+        super()._setup_model()
+        self._setup_optimizer()
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        rate = self.learning_rate if self.critic_learning_rate is None else self.critic_learning_rate
+        self.critic_lr_schedule = FloatSchedule(rate)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        super().set_random_seed(seed)
+        if seed is not None:
+            self._action_rng = np.random.default_rng(seed)
+            self._sampler = None
+
+    def _setup_optimizer(self) -> None:
+        self._actor_parameters, self._value_parameters = group_parameters(self.policy)
+        self._critic_parameters = [p for group in self.policy.optimizer.param_groups if group["critic"] for p in group["params"]]
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        critic_rate = self.critic_lr_schedule(self._current_progress_remaining)
+        for group in self.policy.optimizer.param_groups:
+            if group["critic"]:
+                group["lr"] = critic_rate
+        if self.critic_learning_rate is not None:
+            self.logger.record("train/critic_learning_rate", critic_rate)
+
+    def _check_environment(self, env: VecEnv) -> None:
+        """
+        The checks of arguments that depend on the environments.
+
+        :param env: The training environments
+        :raises ValueError: If the arguments do not fit them
+        """
+        if isinstance(self.baseline, str) and self.baseline == "leave_one_out":
+            checks.check_holds_two_episodes(env.num_envs, self.n_steps, self.n_episodes)
+
+    def _check_buffer(self) -> None:
+        if isinstance(self.rollout_buffer, EpisodeRolloutBuffer):
+            return
+        name = type(self.rollout_buffer).__name__
+        for argument, value in (
+            ("complete_episodes", False),
+            ("reward_to_go", True),
+            ("bootstrap_on_truncation", True),
+            ("discount_state_distribution", False),
+        ):
+            if getattr(self, argument) != value:
+                raise ValueError(
+                    f"`rollout_buffer_class` must be a subclass of EpisodeRolloutBuffer with {argument}={not value}, got {name}."
+                )
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        # Again: `load` sets attributes without the constructor's checks
+        checks.check_arguments(vars(self))
+        assert self.env is not None, "There is no environment to learn from: pass one to `load` or `set_env`."
+        self._check_environment(self.env)
+        self._check_buffer()
+        if self.complete_episodes and self.env.num_envs > 1 and refuses_early_resets(self.env):
+            raise ValueError(
+                "`Monitor(allow_early_resets=False)` cannot be used with several environments and complete_episodes=True: each "
+                f"rollout starts from fresh episodes in all of them, got {self.env.num_envs} environments."
+            )
+        self._episode_limits = episode_limits(self.env)
+        self._sampler = None
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """
+        Play a rollout with the current policy and fill the buffer with its episodes.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
+        :param rollout_buffer: Buffer to fill
+        :param n_rollout_steps: Number of steps per environment (with complete episodes: the least number)
+        :return: ``False`` if the callback stopped the rollout, which leaves the buffer unfinished
+        :raises ValueError: If an observation, a reward or the output of the policy is not finite
+        """
+        if not isinstance(rollout_buffer, EpisodeRolloutBuffer):
+            return self._collect_with_sb3(env, callback, rollout_buffer, n_rollout_steps)
+        self.policy.set_training_mode(False)
+        sampler = self._start_sampler(env)
+        recorder = self._start_recorder(env, n_rollout_steps)
+        rollout_buffer.reset()
+        callback.on_rollout_start()
+        checks.check_finite("observation", self._last_obs, recorder.timestep)  # type: ignore[arg-type]
+
+        while not recorder.finished:
+            if self.use_sde and self.sde_sample_freq > 0 and recorder.n_vector_steps % self.sde_sample_freq == 0:
+                self._reset_noise(env)
+            actions, values, log_probs = sampler.sample(self._last_obs, recorder.timestep)  # type: ignore[arg-type]
+            clipped_actions = self._to_environment(actions)
+
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                # The environments stand in the middle of episodes that are never used: start afresh next time
+                self._last_obs = None
+                return False
+
+            self._check_step(new_obs, rewards, dones, infos, recorder)
+            recording = recorder.recording
+            self._update_info_buffer([infos[i] for i in recording], dones[recording])
+            rollout_buffer.add(
+                self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs, recording  # type: ignore[arg-type]
+            )
+            recorder.advance(dones, infos, new_obs)  # type: ignore[arg-type]
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+
+        self._finish_rollout(rollout_buffer, recorder, values_known=sampler.evaluates)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _start_sampler(self, env: VecEnv) -> PolicySampler:
+        if self._action_rng is None:
+            # Without a seed of its own the model follows PyTorch's generator, as SB3's policies do
+            self._action_rng = np.random.default_rng(int(th.randint(2**31, (1,))))
+        if self._sampler is None or self._sampler.policy is not self.policy:
+            self._sampler = make_sampler(self.policy, env.num_envs, self._action_rng)
+        self._sampler.start_rollout()
+        if self.use_sde:
+            self._reset_noise(env)
+        return self._sampler
+
+    def _reset_noise(self, env: VecEnv) -> None:
+        with th.no_grad():  # a graph behind the noise could not be copied
+            self.policy.reset_noise(env.num_envs)
+
+    def _start_recorder(self, env: VecEnv, n_rollout_steps: int) -> Recorder:
+        """Put all environments at the start of an episode if whole ones are wanted, and begin to record."""
+        assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"
+        if not self.complete_episodes:
+            reached = self._reached_timesteps or [0] * env.num_envs
+            first = [0 if starts else t for starts, t in zip(self._last_episode_starts, reached, strict=True)]
+            return FixedLength(env.num_envs, n_rollout_steps, first)
+        if not self._last_episode_starts.all():
+            self._last_obs = env.reset()  # type: ignore[assignment]
+            self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+        return CompleteEpisodes(env.num_envs, n_rollout_steps, self.n_episodes, self._horizons(env))
+
+    def _horizons(self, env: VecEnv) -> list[int]:
+        if self._episode_limits is None:
+            self._episode_limits = episode_limits(env)
+        if self.horizon is not None:
+            return [self.horizon] * env.num_envs
+        return [DEFAULT_HORIZON if limit is None else limit for limit in self._episode_limits]
+
+    def _to_environment(self, actions: np.ndarray) -> np.ndarray:
+        """The actions as the environment takes them: SB3 samples Gaussians without bounds."""
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.policy.squash_output:
+            return self.policy.unscale_action(actions)
+        return np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
+
+    def _check_step(
+        self, new_obs: Observation, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], recorder: Recorder
+    ) -> None:
+        checks.check_finite("reward", rewards, recorder.timestep)
+        checks.check_finite("observation", new_obs, lambda env_id: recorder.timestep(env_id) + 1)
+        if np.count_nonzero(dones):
+            for env_id in np.flatnonzero(dones).tolist():
+                if infos[env_id].get("terminal_observation") is not None:
+                    last_obs = stack([infos[env_id]["terminal_observation"]])
+                    checks.check_finite("terminal observation", last_obs, lambda _, i=env_id: recorder.timestep(i) + 1, [env_id])
+
+    def _finish_rollout(self, buffer: EpisodeRolloutBuffer, recorder: Recorder, values_known: bool) -> None:
+        """Compute values, returns and advantages of a recorded rollout, and log its size."""
+        episodes, recorded = recorder.result()
+        buffer.finish(episodes)
+        evaluate_rollout(
+            buffer,
+            recorded,
+            self.policy,
+            baseline=self.baseline,
+            reward_to_go=self.reward_to_go,
+            bootstrap_on_truncation=self.bootstrap_on_truncation,
+            only_earlier_episodes=self._only_earlier_episodes(),
+            values_known=values_known,
+        )
+        if isinstance(recorder, FixedLength):
+            self._reached_timesteps = recorder.next_timesteps
+        elif isinstance(recorder, CompleteEpisodes) and recorder.cut:
+            self._warn_of_horizon(recorder)
+        self._record_rollout(len(recorded), episodes.n_timesteps, recorder.n_vector_steps * recorder.n_envs)
+
+    def _only_earlier_episodes(self) -> bool:
+        """
+        Whether the existence of an environment's later episodes depends on the earlier ones, so that they must not
+        be in their baseline.
+        """
+        return self.n_episodes is None or self.horizon is not None
+
+    def _warn_of_horizon(self, recorder: CompleteEpisodes) -> None:
+        if self._warned_of_horizon:
+            return
+        self._warned_of_horizon = True
+        env_id = recorder.cut[0]
+        warnings.warn(
+            f"The episode of environment {env_id} was cut after {recorder.horizons[env_id]} timesteps and treated as truncated. "
+            "Set `horizon` to the length you want (None: the environment's own limit, else "
+            f"{DEFAULT_HORIZON}), or learn from fixed-length rollouts with `complete_episodes=False`.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+    def _record_rollout(self, n_episodes: int, n_recorded: int, n_played: int) -> None:
+        self._n_rollout_episodes = n_episodes
+        self.logger.record("rollout/n_episodes", n_episodes)
+        self.logger.record("rollout/n_steps", n_recorded)
+        self.logger.record("rollout/discarded_fraction", 1.0 - n_recorded / n_played)
+
+    def _collect_with_sb3(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """The fixed-length rollout of a user's own buffer, by SB3's own calls."""
+        if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
+            self._last_obs = None
+            return False
+        for what in ("observations", "rewards", "actions"):
+            array = getattr(rollout_buffer, what)
+            for part in array.values() if isinstance(array, dict) else [array]:
+                index = checks.first_not_finite(part)
+                if index is not None:
+                    raise checks.not_finite(what, part[index], index[1], index[0], of="the rollout")
+        starts = np.array(rollout_buffer.episode_starts, dtype=bool)
+        starts[0] = True
+        self._record_rollout(int(starts.sum()), starts.size, starts.size)
+        return True
+
+    def train(self) -> None:
+        """
+        Update the policy with the gradient estimate of the rollout (one step), then fit the critic to its returns.
+
+        :raises ValueError: If a loss or a gradient is not finite; the weights are then as they were
+        """
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+
+        buffer = self.rollout_buffer
+        batch = next(buffer.get(None, shuffle=False) if isinstance(buffer, EpisodeRolloutBuffer) else buffer.get(None))
+        actions = batch.actions
+        if isinstance(self.action_space, spaces.Discrete):
+            # Convert discrete action from float to long
+            actions = actions.long().flatten()
+
+        with all_or_nothing(self.policy):
+            gradients = estimate_gradients(
+                self.policy,
+                batch.observations,
+                actions,
+                self._log_prob_weights(batch),
+                batch.returns,
+                self.ent_coef,
+                self.vf_coef,
+                self._actor_parameters,
+                self._value_parameters if self.uses_critic else [],
+            )
+            check_losses(gradients, batch, buffer)
+            grad_norm = self._gradient_step(gradients)
+            if self.uses_critic and self._critic_parameters and self.n_critic_updates > 0:
+                fit_critic(
+                    self.policy,
+                    batch.observations,
+                    actions,
+                    batch.returns,
+                    self._critic_parameters,
+                    self.n_critic_updates,
+                    self.batch_size,
+                    self.max_grad_norm,
+                )
+
+        self._n_updates += 1
+        log_ratio = evaluate_log_probs(self.policy, batch.observations, actions) - gradients.log_probs
+        self._record_update(gradients, grad_norm, approx_kl=float((th.exp(log_ratio) - 1 - log_ratio).mean()))
+
+    def _log_prob_weights(self, batch: EpisodeRolloutBufferSamples | RolloutBufferSamples) -> th.Tensor:
+        r"""
+        The weight of each log-probability in the estimate, :math:`w_t A_t / Z`.
+
+        :param batch: The whole rollout
+        :return: Shape ``(n_timesteps,)``
+        """
+        weights = batch.advantages
+        if self.normalize_advantage and len(weights) > 1:
+            weights = (weights - weights.mean()) / (weights.std() + 1e-8)
+        # The return of the whole episode is discounted from its start already
+        if self.discount_state_distribution and self.reward_to_go:
+            weights = weights * self.gamma ** batch.timesteps  # type: ignore[union-attr]
+        return weights / (self._n_rollout_episodes if self.average_over == "episodes" else len(weights))
+
+    def _gradient_step(self, gradients: Gradients) -> float:
+        """
+        Descend the losses, with the gradients of actor and critic clipped each by itself.
+
+        :param gradients: Gradients of the losses
+        :return: Norm of the actor's gradient before clipping
+        :raises ValueError: If a gradient is not finite
+        """
+        grad_norm = clip_by_norm(gradients.actor, self.max_grad_norm)
+        critic_norm = clip_by_norm(gradients.critic, self.max_grad_norm)
+        for name, norm in (("policy", grad_norm), ("critic", critic_norm)):
+            if not np.isfinite(norm):
+                raise ValueError(f"The gradient of the {name} must be finite, got a norm of {norm}.")
+        self.policy.optimizer.zero_grad()
+        for parameter, gradient in zip(self._actor_parameters, gradients.actor, strict=True):
+            parameter.grad = gradient
+        # With vf_coef=0 the critic is left to its own passes: not even its momentum moves it here
+        for parameter, gradient in zip(self._value_parameters, gradients.critic if self.vf_coef > 0 else [], strict=False):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        self.policy.optimizer.step()
+        return grad_norm
+
+    def _record_update(self, gradients: Gradients, grad_norm: float, approx_kl: float) -> None:
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/entropy_loss", gradients.entropy_loss)
+        self.logger.record("train/policy_loss", gradients.policy_loss)
+        self.logger.record("train/grad_norm", grad_norm)
+        self.logger.record("train/approx_kl", approx_kl)
+        if self.uses_critic:
+            buffer = self.rollout_buffer
+            self.logger.record("train/value_loss", gradients.value_loss)
+            self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+
+    def learn(
+        self: SelfREINFORCE,
+        total_timesteps: int = 100_000,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "REINFORCE",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfREINFORCE:
+        try:
+            return super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval,
+                tb_log_name=tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
+        except BaseException:
+            # The environments may stand anywhere: the next call starts from fresh episodes
+            self._last_obs = None
+            raise
+
+    def _excluded_save_params(self) -> list[str]:
+        return [
+            *super()._excluded_save_params(),
+            "_sampler",
+            "_action_rng",
+            "_episode_limits",
+            "_actor_parameters",
+            "_value_parameters",
+            "_critic_parameters",
+        ]

@@ -1,0 +1,130 @@
+"""
+The returns of the episodes in a rollout.
+
+Pure functions over flat arrays: the timesteps of all episodes one behind the other, episode by episode.
+Everything is computed in float64, for all episodes at once.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """
+    How the timesteps of a flat array divide into episodes.
+
+    :param lengths: Number of recorded timesteps of each episode, shape ``(n_episodes,)``, all positive
+    :param env_ids: The environment each episode was played in, shape ``(n_episodes,)``; the episodes of one
+        environment stand in the order in which they were played
+    :param first_timesteps: Timestep within its episode at which the recording of each episode begins,
+        shape ``(n_episodes,)``; not zero only for the continuation of an episode from an earlier rollout
+    """
+
+    lengths: np.ndarray
+    env_ids: np.ndarray
+    first_timesteps: np.ndarray
+
+    @property
+    def n_timesteps(self) -> int:
+        """Number of recorded timesteps."""
+        return int(self.lengths.sum())
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Index of the first recorded timestep of each episode, shape ``(n_episodes,)``."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @property
+    def ends(self) -> np.ndarray:
+        """Index of the last recorded timestep of each episode, shape ``(n_episodes,)``."""
+        return np.cumsum(self.lengths) - 1
+
+    @property
+    def episode_ids(self) -> np.ndarray:
+        """Index of the episode that each timestep belongs to, shape ``(n_timesteps,)``."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    @property
+    def timesteps(self) -> np.ndarray:
+        """The ``t`` of each timestep within its episode, shape ``(n_timesteps,)``."""
+        return np.arange(self.n_timesteps) + np.repeat(self.first_timesteps - self.starts, self.lengths)
+
+
+def discounted_sums(x: np.ndarray, discount: float, lengths: np.ndarray) -> np.ndarray:
+    r"""
+    For every timestep the discounted sum of what follows in its episode, itself included:
+    :math:`y_t = \sum_{k=t}^{T-1} \text{discount}^{k-t} x_k`.
+
+    The sums are doubled in length at each pass (a parallel scan), so that the work is
+    :math:`O(n \log T)` in whole-array operations, whatever the lengths of the episodes.
+
+    :param x: Summands, shape ``(n_timesteps,)``
+    :param discount: Discount per timestep, in [0, 1]
+    :param lengths: Lengths of the episodes, shape ``(n_episodes,)``
+    :return: The sums, shape ``(n_timesteps,)``, float64
+    """
+    sums = np.array(x, dtype=np.float64)
+    remaining = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(sums)) - 1
+    stride, factor, longest = 1, discount, int(lengths.max(initial=0))
+    while stride < longest and factor > 0.0:
+        sums[:-stride] += np.where(remaining[:-stride] >= stride, factor * sums[stride:], 0.0)
+        stride, factor = 2 * stride, factor * factor
+    return sums
+
+
+def returns_to_go(rewards: np.ndarray, gamma: float, episodes: Episodes, last_values: np.ndarray | None = None) -> np.ndarray:
+    r"""
+    Monte Carlo returns :math:`G_t = \sum_{k=t}^{T-1} \gamma^{k-t} r_k + \gamma^{T-t} V(s_T)`
+    (Sutton and Barto, 2018, eq. 3.8, with the bootstrap of a truncated episode).
+
+    :param rewards: Rewards, shape ``(n_timesteps,)``
+    :param gamma: Discount factor
+    :param episodes: How the timesteps divide into episodes
+    :param last_values: What each episode is worth after its last recorded timestep: :math:`V(s_T)` of a truncated
+        one, 0 of a terminated one, shape ``(n_episodes,)``. ``None``: nothing
+    :return: Return from each timestep on, shape ``(n_timesteps,)``, float64
+    """
+    summands = np.array(rewards, dtype=np.float64)
+    if last_values is not None:
+        summands[episodes.ends] += gamma * np.asarray(last_values, dtype=np.float64)
+    return discounted_sums(summands, gamma, episodes.lengths)
+
+
+def whole_episode_returns(returns: np.ndarray, episodes: Episodes) -> np.ndarray:
+    """
+    The return :math:`G_0` of the whole episode, at each of its timesteps.
+
+    :param returns: Returns-to-go, shape ``(n_timesteps,)``
+    :param episodes: How the timesteps divide into episodes
+    :return: Shape ``(n_timesteps,)``
+    """
+    return np.repeat(returns[episodes.starts], episodes.lengths)
+
+
+def generalized_advantages(
+    rewards: np.ndarray,
+    values: np.ndarray,
+    gamma: float,
+    gae_lambda: float,
+    episodes: Episodes,
+    last_values: np.ndarray,
+) -> np.ndarray:
+    r"""
+    Generalized advantage estimation :math:`A_t = \sum_{k \geq t} (\gamma\lambda)^{k-t} \delta_k` with
+    :math:`\delta_k = r_k + \gamma V(s_{k+1}) - V(s_k)` (Schulman et al., 2016, arXiv 1506.02438, eq. 16).
+
+    :param rewards: Rewards, shape ``(n_timesteps,)``
+    :param values: Values of the states, shape ``(n_timesteps,)``
+    :param gamma: Discount factor
+    :param gae_lambda: Trade-off of bias against variance; 1 gives the Monte Carlo return minus the value
+    :param episodes: How the timesteps divide into episodes
+    :param last_values: Value after the last recorded timestep, 0 where the episode terminated,
+        shape ``(n_episodes,)``
+    :return: Advantages, shape ``(n_timesteps,)``, float64
+    """
+    next_values = np.append(np.asarray(values, dtype=np.float64)[1:], 0.0)
+    next_values[episodes.ends] = last_values
+    deltas = rewards + gamma * next_values - values
+    return discounted_sums(deltas, gamma * gae_lambda, episodes.lengths)
