@@ -97,9 +97,11 @@ class NumpySampler(PolicySampler):
         super().__init__(policy)
         self.n_envs = n_envs
         self.rng = rng
-        self._features = _features_function(policy.observation_space)
-        self._linears = [layer for layer in policy.mlp_extractor.policy_net if isinstance(layer, nn.Linear)]
-        self._linears.append(policy.action_net)
+        features = _features_function(policy.observation_space)
+        assert features is not None and isinstance(policy.action_net, nn.Linear)
+        self._features = features
+        hidden = [layer for layer in policy.mlp_extractor.policy_net if isinstance(layer, nn.Linear)]
+        self._linears = [*hidden, policy.action_net]
         self._layers: list[tuple[np.ndarray, np.ndarray | None, np.ndarray, Callable[[np.ndarray], None] | None]] = []
         self._buffers = [np.empty((n_envs, layer.out_features), np.float32) for layer in self._linears]
         self._head = _make_head(policy, n_envs)
@@ -268,6 +270,7 @@ class _Head:
     """
 
     def __init__(self, policy: ActorCriticPolicy, n_envs: int):
+        assert isinstance(policy.action_net, nn.Linear)
         self.shape = (n_envs, policy.action_net.out_features)
         self._next_noise = 0
         self._noise = np.empty((0, *self.shape), np.float32)

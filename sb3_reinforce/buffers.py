@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.type_aliases import RolloutBufferSamples, TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_reinforce.returns import Episodes, generalized_advantages, returns_to_go
@@ -222,7 +222,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         return self.to_torch(self.observations[batch_inds], copy=False)
 
 
-class EpisodeDictRolloutBuffer(EpisodeRolloutBuffer, DictRolloutBuffer):
+class EpisodeDictRolloutBuffer(EpisodeRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]
     """
     :class:`EpisodeRolloutBuffer` for dictionary observations: ``observations`` is a dictionary of flat arrays.
 
@@ -237,8 +237,8 @@ class EpisodeDictRolloutBuffer(EpisodeRolloutBuffer, DictRolloutBuffer):
     """
 
     observation_space: spaces.Dict
-    obs_shape: dict[str, tuple[int, ...]]  # type: ignore[assignment]
-    observations: dict[str, np.ndarray]  # type: ignore[assignment]
+    obs_shape: dict[str, tuple[int, ...]]
+    observations: dict[str, np.ndarray]
 
     def _observation_rows(self) -> dict[str, tuple[tuple[int, ...], np.dtype | None]]:
         return {f"observations/{key}": (shape, self.observation_space[key].dtype) for key, shape in self.obs_shape.items()}
@@ -254,3 +254,13 @@ class EpisodeDictRolloutBuffer(EpisodeRolloutBuffer, DictRolloutBuffer):
 
     def _observation_samples(self, batch_inds: np.ndarray | slice) -> TensorDict:
         return {key: self.to_torch(array[batch_inds], copy=False) for key, array in self.observations.items()}
+
+
+def whole_rollout(buffer: RolloutBuffer) -> EpisodeRolloutBufferSamples | RolloutBufferSamples:
+    """
+    :param buffer: A finished buffer of any class
+    :return: All of its timesteps (in their own order, as views, where the buffer is one of ours)
+    """
+    if isinstance(buffer, EpisodeRolloutBuffer):
+        return next(buffer.get(shuffle=False))
+    return next(buffer.get())

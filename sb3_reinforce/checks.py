@@ -6,6 +6,9 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from sb3_reinforce.buffers import EpisodeRolloutBuffer
 
 BASELINES = (None, "mean", "leave_one_out", "value")
 
@@ -134,6 +137,42 @@ def check_holds_two_episodes(n_envs: int, n_steps: int, n_episodes: int | None) 
         raise ValueError(
             f"`baseline='leave_one_out'` needs at least two episodes per update, got one environment with {name}=1."
         )
+
+
+def check_buffer(buffer: RolloutBuffer, arguments: dict[str, Any]) -> None:
+    """
+    SB3's buffers hold rollouts of fixed length, and put the bootstrap of a truncated episode into its last reward.
+
+    :param buffer: The rollout buffer
+    :param arguments: The attributes of the algorithm, by the names of its arguments
+    :raises ValueError: If the buffer cannot hold what the arguments ask for
+    """
+    if isinstance(buffer, EpisodeRolloutBuffer):
+        return
+    possible = {
+        "complete_episodes": False,
+        "reward_to_go": True,
+        "bootstrap_on_truncation": True,
+        "discount_state_distribution": False,
+    }
+    for argument, value in possible.items():
+        if arguments[argument] != value:
+            raise ValueError(
+                f"`rollout_buffer_class` must be a subclass of EpisodeRolloutBuffer (or EpisodeDictRolloutBuffer) with "
+                f"{argument}={not value}, got {type(buffer).__name__}."
+            )
+
+
+def check_filled_buffer(buffer: RolloutBuffer) -> None:
+    """
+    :param buffer: A rollout buffer of SB3's, filled
+    :raises ValueError: If an observation, a reward or an action in it is not finite
+    """
+    for what, arrays in {"observation": buffer.observations, "reward": buffer.rewards, "action": buffer.actions}.items():
+        for array in arrays.values() if isinstance(arrays, dict) else [arrays]:
+            index = first_not_finite(array)
+            if index is not None:
+                raise not_finite(what, array[index], env_id=index[1], timestep=index[0], of="the rollout")
 
 
 def first_not_finite(array: np.ndarray) -> tuple[int, ...] | None:

@@ -21,9 +21,13 @@ def _as_limit(limit: object) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def refuses_early_resets(env: VecEnv) -> bool:
+def check_resets(env: VecEnv) -> None:
     """
     :param env: The vectorized environment
-    :return: Whether a ``Monitor(allow_early_resets=False)`` forbids to reset it during an episode
+    :raises ValueError: If its episodes cannot be broken off to start several environments afresh
     """
-    return env.has_attr("allow_early_resets") and not all(env.get_attr("allow_early_resets"))
+    if env.num_envs > 1 and env.has_attr("allow_early_resets") and not all(env.get_attr("allow_early_resets")):
+        raise ValueError(
+            "`Monitor(allow_early_resets=False)` cannot be used with complete_episodes=True and several environments, as each "
+            f"rollout starts from fresh episodes in all of them, got {env.num_envs} environments."
+        )

@@ -5,7 +5,7 @@ Everything here takes a batch of whole rollouts in pieces that bound the memory;
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -96,7 +96,7 @@ def estimate_gradients(
             _add_gradients(critic, vf_coef * value_loss, value_parameters, retain_graph=False)
         log_probs[rows], values[rows] = log_prob.detach(), piece_values.detach()
         sums += th.stack((policy_loss.detach(), entropy_loss.detach(), value_loss.detach())).double().cpu().numpy()
-    return Gradients(*sums.tolist(), log_probs, values, actor, critic)
+    return Gradients(float(sums[0]), float(sums[1]), float(sums[2]), log_probs, values, actor, critic)
 
 
 def _add_gradients(
@@ -203,15 +203,18 @@ def fit_critic(
         raise ValueError("The value loss must be finite, got nan or infinity while the critic was fitted to the returns.")
 
 
-def _critic_inputs(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor):  # type: ignore[no-untyped-def]
+def _critic_inputs(
+    policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor
+) -> tuple[tuple[PyTorchObs, ...], Callable[..., th.Tensor]]:
     """What the critic is a function of, and that function: as little as possible is computed anew in each pass."""
     if not has_sb3_forward(policy):
         return (observations, actions), lambda obs, action: policy.evaluate_actions(obs, action)[0]
     if not policy.share_features_extractor:
         return (observations,), policy.predict_values
     with th.no_grad():
-        features = th.cat([policy.extract_features(take(observations, rows)) for rows in pieces(observations, len(actions))])
-    return (features,), lambda latent: policy.value_net(policy.mlp_extractor.forward_critic(latent))
+        features = [policy.extract_features(take(observations, rows)) for rows in pieces(observations, len(actions))]
+    latents = th.cat(features)  # type: ignore[arg-type]
+    return (latents,), lambda latent: policy.value_net(policy.mlp_extractor.forward_critic(latent))
 
 
 def check_losses(

@@ -10,7 +10,7 @@ from sb3_reinforce import baselines
 from sb3_reinforce.baselines import BaselineFunction
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.estimator import evaluate_values
-from sb3_reinforce.recording import Observation, RecordedEpisode
+from sb3_reinforce.recording import RecordedEpisode, stack
 from sb3_reinforce.returns import returns_to_go, whole_episode_returns
 
 
@@ -61,14 +61,3 @@ def evaluate_rollout(
         returns = whole_episode_returns(returns, episodes)
     subtracted = baselines.evaluate(baseline, returns, buffer.values, episodes, reward_to_go, only_earlier_episodes)
     buffer.advantages = (returns - subtracted).astype(np.float32)
-
-
-def stack(observations: Sequence[Observation | None]) -> Observation:
-    """
-    :param observations: Single observations
-    :return: A batch of them
-    """
-    first = observations[0]
-    if isinstance(first, dict):
-        return {key: np.stack([np.asarray(obs[key]) for obs in observations]) for key in first}  # type: ignore[index]
-    return np.stack([np.asarray(obs) for obs in observations])

@@ -33,7 +33,8 @@ def has_sb3_forward(policy: ActorCriticPolicy) -> bool:
     :return: False if anything in between is the user's own
     """
     untouched = all(
-        getattr(type(policy), name) is getattr(ActorCriticPolicy, name) and name not in vars(policy) for name in _FORWARD_METHODS
+        getattr(type(policy), name) is getattr(ActorCriticPolicy, name) and name not in vars(policy)
+        for name in _FORWARD_METHODS
     )
     return untouched and type(policy.mlp_extractor) is MlpExtractor
 

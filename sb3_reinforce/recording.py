@@ -6,11 +6,12 @@ records until it has its quota and its episode has ended. Whether it goes on dep
 its episodes is a stopping time, and by Wald's identity the summed gradient stays unbiased.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sb3_reinforce.checks import check_finite
 from sb3_reinforce.returns import Episodes
 
 #: The longest episode that is recorded where neither the user nor the environment sets a limit
@@ -185,3 +186,38 @@ def row(obs: Observation, env_id: int) -> Observation:
     if isinstance(obs, dict):
         return {key: value[env_id].copy() for key, value in obs.items()}
     return np.array(obs[env_id])
+
+
+def stack(observations: Sequence[Observation | None]) -> Observation:
+    """
+    :param observations: Single observations
+    :return: A batch of them
+    """
+    first = observations[0]
+    if isinstance(first, dict):
+        return {key: np.stack([np.asarray(obs[key]) for obs in observations]) for key in first}  # type: ignore[index]
+    return np.stack([np.asarray(obs) for obs in observations])
+
+
+def check_step(
+    new_obs: Observation,
+    rewards: np.ndarray,
+    dones: np.ndarray,
+    infos: Sequence[dict[str, Any]],
+    timestep: Callable[[int], int],
+) -> None:
+    """
+    :param new_obs: Observations after a vector step
+    :param rewards: Its rewards
+    :param dones: Whether the episodes ended with it
+    :param infos: The environments' infos, with the terminal observations
+    :param timestep: Gives the timestep within its episode that an environment has just played
+    :raises ValueError: If a number among them is not finite
+    """
+    check_finite("reward", rewards, timestep)
+    check_finite("observation", new_obs, lambda env_id: timestep(env_id) + 1)
+    if np.count_nonzero(dones):
+        for env_id in np.flatnonzero(dones).tolist():
+            last_obs = infos[env_id].get("terminal_observation")
+            if last_obs is not None:
+                check_finite("terminal observation", stack([last_obs]), lambda i: timestep(i) + 1, [env_id])

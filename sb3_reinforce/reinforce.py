@@ -15,8 +15,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_reinforce import checks
 from sb3_reinforce.acting import PolicySampler, make_sampler
 from sb3_reinforce.baselines import BaselineFunction
-from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, EpisodeRolloutBufferSamples
-from sb3_reinforce.environments import episode_limits, refuses_early_resets
+from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, EpisodeRolloutBufferSamples, whole_rollout
+from sb3_reinforce.environments import check_resets, episode_limits
 from sb3_reinforce.estimator import (
     Gradients,
     all_or_nothing,
@@ -26,9 +26,9 @@ from sb3_reinforce.estimator import (
     evaluate_log_probs,
     fit_critic,
 )
-from sb3_reinforce.evaluation import evaluate_rollout, stack
+from sb3_reinforce.evaluation import evaluate_rollout
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, group_parameters
-from sb3_reinforce.recording import DEFAULT_HORIZON, CompleteEpisodes, FixedLength, Observation, Recorder
+from sb3_reinforce.recording import DEFAULT_HORIZON, CompleteEpisodes, FixedLength, Recorder, check_step
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
@@ -60,14 +60,15 @@ class REINFORCE(OnPolicyAlgorithm):
     :param gamma: Discount factor, in [0, 1]
     :param gae_lambda: 1 is pure Monte Carlo. Below it, Generalized Advantage Estimation, with ``baseline="value"`` and
         ``reward_to_go=True`` only
-    :param reward_to_go: Weight each action by the return from its own timestep on; ``False``: by the return of the whole episode
-    :param baseline: What is subtracted from the returns: ``None``; ``"mean"`` of the batch (slightly biased, the sample itself is
-        in it); ``"leave_one_out"``, the mean of the other episodes at the same timestep; ``"value"``, the policy's critic
-        as it was before this batch; or a callable ``baseline(returns, timesteps, episode_ids)`` of flat float arrays, one
-        number per recorded timestep, that returns an array of that shape
-    :param complete_episodes: ``False``: SB3's rollouts of ``n_steps``, whose unfinished tails are bootstrapped with the critic
-    :param horizon: The longest episode that is recorded; one that is still running then is treated like a truncated one, and its
-        environment is done for this update. ``None``: the environment's own limit where it declares one, else 10,000.
+    :param reward_to_go: Weight each action by the return from its own timestep on; ``False``: by that of the whole episode
+    :param baseline: What is subtracted from the returns: ``None``; ``"mean"`` of the batch (slightly biased, the sample
+        itself is in it); ``"leave_one_out"``, the mean of the other episodes at the same timestep; ``"value"``, the policy's
+        critic as it was before this batch; or a callable ``baseline(returns, timesteps, episode_ids)`` of flat float arrays,
+        one number per recorded timestep, that returns an array of that shape
+    :param complete_episodes: ``False``: SB3's rollouts of ``n_steps``, whose unfinished tails are bootstrapped with the
+        critic
+    :param horizon: The longest episode that is recorded; one that is still running then is treated like a truncated one, and
+        its environment is done for this update. ``None``: the environment's own limit where it declares one, else 10,000.
         Of no effect with ``complete_episodes=False``
     :param bootstrap_on_truncation: With the value baseline, an episode that was cut by a time limit ends in
         :math:`\gamma V(s_T)`; ``False``: in nothing (pure finite-horizon Monte Carlo). Without a critic always the latter
@@ -222,7 +223,9 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def _setup_optimizer(self) -> None:
         self._actor_parameters, self._value_parameters = group_parameters(self.policy)
-        self._critic_parameters = [p for group in self.policy.optimizer.param_groups if group["critic"] for p in group["params"]]
+        self._critic_parameters = [
+            p for group in self.policy.optimizer.param_groups if group["critic"] for p in group["params"]
+        ]
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)
@@ -243,21 +246,6 @@ class REINFORCE(OnPolicyAlgorithm):
         if isinstance(self.baseline, str) and self.baseline == "leave_one_out":
             checks.check_holds_two_episodes(env.num_envs, self.n_steps, self.n_episodes)
 
-    def _check_buffer(self) -> None:
-        if isinstance(self.rollout_buffer, EpisodeRolloutBuffer):
-            return
-        name = type(self.rollout_buffer).__name__
-        for argument, value in (
-            ("complete_episodes", False),
-            ("reward_to_go", True),
-            ("bootstrap_on_truncation", True),
-            ("discount_state_distribution", False),
-        ):
-            if getattr(self, argument) != value:
-                raise ValueError(
-                    f"`rollout_buffer_class` must be a subclass of EpisodeRolloutBuffer with {argument}={not value}, got {name}."
-                )
-
     def _setup_learn(
         self,
         total_timesteps: int,
@@ -268,14 +256,12 @@ class REINFORCE(OnPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         # Again: `load` sets attributes without the constructor's checks
         checks.check_arguments(vars(self))
-        assert self.env is not None, "There is no environment to learn from: pass one to `load` or `set_env`."
+        if self.env is None:
+            raise ValueError("There is no environment to learn from, pass one to `load` or `set_env`.")
         self._check_environment(self.env)
-        self._check_buffer()
-        if self.complete_episodes and self.env.num_envs > 1 and refuses_early_resets(self.env):
-            raise ValueError(
-                "`Monitor(allow_early_resets=False)` cannot be used with several environments and complete_episodes=True: each "
-                f"rollout starts from fresh episodes in all of them, got {self.env.num_envs} environments."
-            )
+        checks.check_buffer(self.rollout_buffer, vars(self))
+        if self.complete_episodes:
+            check_resets(self.env)
         self._episode_limits = episode_limits(self.env)
         self._sampler = None
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -321,7 +307,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 self._last_obs = None
                 return False
 
-            self._check_step(new_obs, rewards, dones, infos, recorder)
+            check_step(new_obs, rewards, dones, infos, recorder.timestep)  # type: ignore[arg-type]
             recording = recorder.recording
             self._update_info_buffer([infos[i] for i in recording], dones[recording])
             rollout_buffer.add(
@@ -377,17 +363,6 @@ class REINFORCE(OnPolicyAlgorithm):
             return self.policy.unscale_action(actions)
         return np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
 
-    def _check_step(
-        self, new_obs: Observation, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], recorder: Recorder
-    ) -> None:
-        checks.check_finite("reward", rewards, recorder.timestep)
-        checks.check_finite("observation", new_obs, lambda env_id: recorder.timestep(env_id) + 1)
-        if np.count_nonzero(dones):
-            for env_id in np.flatnonzero(dones).tolist():
-                if infos[env_id].get("terminal_observation") is not None:
-                    last_obs = stack([infos[env_id]["terminal_observation"]])
-                    checks.check_finite("terminal observation", last_obs, lambda _, i=env_id: recorder.timestep(i) + 1, [env_id])
-
     def _finish_rollout(self, buffer: EpisodeRolloutBuffer, recorder: Recorder, values_known: bool) -> None:
         """Compute values, returns and advantages of a recorded rollout, and log its size."""
         episodes, recorded = recorder.result()
@@ -419,11 +394,10 @@ class REINFORCE(OnPolicyAlgorithm):
         if self._warned_of_horizon:
             return
         self._warned_of_horizon = True
-        env_id = recorder.cut[0]
         warnings.warn(
-            f"The episode of environment {env_id} was cut after {recorder.horizons[env_id]} timesteps and treated as truncated. "
-            "Set `horizon` to the length you want (None: the environment's own limit, else "
-            f"{DEFAULT_HORIZON}), or learn from fixed-length rollouts with `complete_episodes=False`.",
+            f"An episode was cut after {recorder.horizons[recorder.cut[0]]} timesteps and treated as truncated. "
+            "Set `horizon` to the length you want (by default it is the environment's own limit, or 10,000 timesteps where it declares none), "
+            "or learn from fixed-length rollouts with `complete_episodes=False`.",
             UserWarning,
             stacklevel=2,
         )
@@ -441,12 +415,7 @@ class REINFORCE(OnPolicyAlgorithm):
         if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
             self._last_obs = None
             return False
-        for what in ("observations", "rewards", "actions"):
-            array = getattr(rollout_buffer, what)
-            for part in array.values() if isinstance(array, dict) else [array]:
-                index = checks.first_not_finite(part)
-                if index is not None:
-                    raise checks.not_finite(what, part[index], index[1], index[0], of="the rollout")
+        checks.check_filled_buffer(rollout_buffer)
         starts = np.array(rollout_buffer.episode_starts, dtype=bool)
         starts[0] = True
         self._record_rollout(int(starts.sum()), starts.size, starts.size)
@@ -462,8 +431,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
 
-        buffer = self.rollout_buffer
-        batch = next(buffer.get(None, shuffle=False) if isinstance(buffer, EpisodeRolloutBuffer) else buffer.get(None))
+        batch = whole_rollout(self.rollout_buffer)
         actions = batch.actions
         if isinstance(self.action_space, spaces.Discrete):
             # Convert discrete action from float to long
@@ -481,7 +449,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 self._actor_parameters,
                 self._value_parameters if self.uses_critic else [],
             )
-            check_losses(gradients, batch, buffer)
+            check_losses(gradients, batch, self.rollout_buffer)
             grad_norm = self._gradient_step(gradients)
             if self.uses_critic and self._critic_parameters and self.n_critic_updates > 0:
                 fit_critic(
@@ -511,7 +479,7 @@ class REINFORCE(OnPolicyAlgorithm):
             weights = (weights - weights.mean()) / (weights.std() + 1e-8)
         # The return of the whole episode is discounted from its start already
         if self.discount_state_distribution and self.reward_to_go:
-            weights = weights * self.gamma ** batch.timesteps  # type: ignore[union-attr]
+            weights = weights * self.gamma**batch.timesteps  # type: ignore[union-attr]
         return weights / (self._n_rollout_episodes if self.average_over == "episodes" else len(weights))
 
     def _gradient_step(self, gradients: Gradients) -> float:
@@ -545,7 +513,9 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.uses_critic:
             buffer = self.rollout_buffer
             self.logger.record("train/value_loss", gradients.value_loss)
-            self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+            self.logger.record(
+                "train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten())
+            )
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
 
