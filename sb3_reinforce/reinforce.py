@@ -396,8 +396,8 @@ class REINFORCE(OnPolicyAlgorithm):
         self._warned_of_horizon = True
         warnings.warn(
             f"An episode was cut after {recorder.horizons[recorder.cut[0]]} timesteps and treated as truncated. "
-            "Set `horizon` to the length you want (by default it is the environment's own limit, or 10,000 timesteps where it declares none), "
-            "or learn from fixed-length rollouts with `complete_episodes=False`.",
+            "Set `horizon` to the length you want (by default it is the environment's own limit, or 10,000 timesteps where "
+            "it declares none), or learn from fixed-length rollouts with `complete_episodes=False`.",
             UserWarning,
             stacklevel=2,
         )
