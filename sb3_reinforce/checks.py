@@ -1,7 +1,8 @@
 """Checks of arguments and of numbers, each of which fails with one sentence: what, got, expected."""
 
+import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -93,6 +94,21 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             f"`baseline(returns, timesteps, episode_ids)`, got {baseline!r}."
         )
     _check_combinations(get)
+
+
+def check_names(given: Iterable[str], known: Iterable[str], function: str) -> None:
+    """
+    :param given: Names of arguments that were given
+    :param known: Names of arguments that there are
+    :param function: What they were given to
+    :raises ValueError: If one of them does not exist
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f", did you mean `{close[0]}`?" if close else "."
+            raise ValueError(f"`{function}` has no argument `{name}`{hint}")
 
 
 def check_learning_rate(name: str, value: object) -> None:

@@ -24,6 +24,21 @@ MAX_TIMESTEPS = 2**15
 MAX_OBSERVATION_NUMBERS = 2**23
 
 
+def log_prob_weights(advantages: th.Tensor, discounts: th.Tensor | None, divisor: int, normalize_advantage: bool) -> th.Tensor:
+    r"""
+    The weight of each log-probability in the estimate, :math:`w_t A_t / Z`.
+
+    :param advantages: Advantages :math:`A_t`, shape ``(n_timesteps,)``
+    :param discounts: :math:`w_t`, shape ``(n_timesteps,)``; ``None``: 1
+    :param divisor: :math:`Z`, the number of timesteps or of episodes
+    :param normalize_advantage: Whether to normalize the advantages first
+    :return: Shape ``(n_timesteps,)``
+    """
+    if normalize_advantage and len(advantages) > 1:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    return (advantages if discounts is None else discounts * advantages) / divisor
+
+
 class Gradients(NamedTuple):
     """
     The losses of a batch, and their gradients.
@@ -126,6 +141,40 @@ def clip_by_norm(gradients: Sequence[th.Tensor], max_norm: float) -> float:
         for gradient in gradients:
             gradient *= max_norm / norm
     return norm
+
+
+def gradient_step(
+    optimizer: th.optim.Optimizer,
+    gradients: Gradients,
+    actor_parameters: Sequence[th.nn.Parameter],
+    value_parameters: Sequence[th.nn.Parameter],
+    max_grad_norm: float,
+) -> float:
+    """
+    Descend the losses. The gradients of actor and critic are clipped each by itself, so that the scale of the critic's
+    never shortens the policy's step.
+
+    :param optimizer: The optimizer of the policy
+    :param gradients: Gradients of the losses, which are clipped in place
+    :param actor_parameters: The parameters of ``gradients.actor``
+    :param value_parameters: The parameters of ``gradients.critic``; empty: the critic does not move
+    :param max_grad_norm: The largest norm of each gradient
+    :return: Norm of the actor's gradient before clipping
+    :raises ValueError: If a gradient is not finite
+    """
+    grad_norm = clip_by_norm(gradients.actor, max_grad_norm)
+    critic_norm = clip_by_norm(gradients.critic, max_grad_norm)
+    for name, norm in (("policy", grad_norm), ("critic", critic_norm)):
+        if not math.isfinite(norm):
+            raise ValueError(f"The gradient of the {name} must be finite, got a norm of {norm}.")
+    optimizer.zero_grad()
+    for parameter, gradient in zip(actor_parameters, gradients.actor, strict=True):
+        parameter.grad = gradient
+    if value_parameters:
+        for parameter, gradient in zip(value_parameters, gradients.critic, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    optimizer.step()
+    return grad_norm
 
 
 def evaluate_log_probs(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:

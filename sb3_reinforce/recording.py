@@ -6,6 +6,7 @@ records until it has its quota and its episode has ended. Whether it goes on dep
 its episodes is a stopping time, and by Wald's identity the summed gradient stays unbiased.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -142,6 +143,16 @@ class CompleteEpisodes(Recorder):
         if self.n_episodes is not None:
             return self._n_played[env_id] >= self.n_episodes
         return self.n_vector_steps >= self.n_steps
+
+    def warn_of_cut(self) -> None:
+        """Tell the user that an episode was cut at the horizon, and what can be done about it."""
+        warnings.warn(
+            f"An episode was cut after {self.horizons[self.cut[0]]} timesteps and treated as truncated. "
+            "Set `horizon` to the length you want (by default it is the environment's own limit, or 10,000 timesteps where "
+            "it declares none), or learn from fixed-length rollouts with `complete_episodes=False`.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 class FixedLength(Recorder):

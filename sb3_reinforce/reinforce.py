@@ -1,4 +1,6 @@
-import warnings
+import inspect
+import io
+import pathlib
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -8,23 +10,24 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce import checks
 from sb3_reinforce.acting import PolicySampler, make_sampler
 from sb3_reinforce.baselines import BaselineFunction
-from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, EpisodeRolloutBufferSamples, whole_rollout
+from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, whole_rollout
 from sb3_reinforce.environments import check_resets, episode_limits
 from sb3_reinforce.estimator import (
     Gradients,
     all_or_nothing,
     check_losses,
-    clip_by_norm,
     estimate_gradients,
     evaluate_log_probs,
     fit_critic,
+    gradient_step,
+    log_prob_weights,
 )
 from sb3_reinforce.evaluation import evaluate_rollout
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, group_parameters
@@ -201,6 +204,7 @@ class REINFORCE(OnPolicyAlgorithm):
         return isinstance(self.baseline, str) and self.baseline == "value"
 
     def _setup_model(self) -> None:
+        checks.check_arguments(vars(self))  # `load` sets attributes without the constructor
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
@@ -254,8 +258,7 @@ class REINFORCE(OnPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        # Again: `load` sets attributes without the constructor's checks
-        checks.check_arguments(vars(self))
+        checks.check_arguments(vars(self))  # they may have been set by hand
         if self.env is None:
             raise ValueError("There is no environment to learn from, pass one to `load` or `set_env`.")
         self._check_environment(self.env)
@@ -379,8 +382,9 @@ class REINFORCE(OnPolicyAlgorithm):
         )
         if isinstance(recorder, FixedLength):
             self._reached_timesteps = recorder.next_timesteps
-        elif isinstance(recorder, CompleteEpisodes) and recorder.cut:
-            self._warn_of_horizon(recorder)
+        elif isinstance(recorder, CompleteEpisodes) and recorder.cut and not self._warned_of_horizon:
+            self._warned_of_horizon = True
+            recorder.warn_of_cut()
         self._record_rollout(len(recorded), episodes.n_timesteps, recorder.n_vector_steps * recorder.n_envs)
 
     def _only_earlier_episodes(self) -> bool:
@@ -389,18 +393,6 @@ class REINFORCE(OnPolicyAlgorithm):
         be in their baseline.
         """
         return self.n_episodes is None or self.horizon is not None
-
-    def _warn_of_horizon(self, recorder: CompleteEpisodes) -> None:
-        if self._warned_of_horizon:
-            return
-        self._warned_of_horizon = True
-        warnings.warn(
-            f"An episode was cut after {recorder.horizons[recorder.cut[0]]} timesteps and treated as truncated. "
-            "Set `horizon` to the length you want (by default it is the environment's own limit, or 10,000 timesteps where "
-            "it declares none), or learn from fixed-length rollouts with `complete_episodes=False`.",
-            UserWarning,
-            stacklevel=2,
-        )
 
     def _record_rollout(self, n_episodes: int, n_recorded: int, n_played: int) -> None:
         self._n_rollout_episodes = n_episodes
@@ -437,12 +429,19 @@ class REINFORCE(OnPolicyAlgorithm):
             # Convert discrete action from float to long
             actions = actions.long().flatten()
 
+        weights = log_prob_weights(
+            batch.advantages,
+            # The return of the whole episode is discounted from its start already
+            self.gamma**batch.timesteps if self.discount_state_distribution and self.reward_to_go else None,  # type: ignore[union-attr]
+            self._n_rollout_episodes if self.average_over == "episodes" else len(batch.advantages),
+            self.normalize_advantage,
+        )
         with all_or_nothing(self.policy):
             gradients = estimate_gradients(
                 self.policy,
                 batch.observations,
                 actions,
-                self._log_prob_weights(batch),
+                weights,
                 batch.returns,
                 self.ent_coef,
                 self.vf_coef,
@@ -450,7 +449,14 @@ class REINFORCE(OnPolicyAlgorithm):
                 self._value_parameters if self.uses_critic else [],
             )
             check_losses(gradients, batch, self.rollout_buffer)
-            grad_norm = self._gradient_step(gradients)
+            grad_norm = gradient_step(
+                self.policy.optimizer,
+                gradients,
+                self._actor_parameters,
+                # With vf_coef=0 the critic is left to its own passes: not even its momentum moves it here
+                self._value_parameters if self.uses_critic and self.vf_coef > 0 else [],
+                self.max_grad_norm,
+            )
             if self.uses_critic and self._critic_parameters and self.n_critic_updates > 0:
                 fit_critic(
                     self.policy,
@@ -466,43 +472,6 @@ class REINFORCE(OnPolicyAlgorithm):
         self._n_updates += 1
         log_ratio = evaluate_log_probs(self.policy, batch.observations, actions) - gradients.log_probs
         self._record_update(gradients, grad_norm, approx_kl=float((th.exp(log_ratio) - 1 - log_ratio).mean()))
-
-    def _log_prob_weights(self, batch: EpisodeRolloutBufferSamples | RolloutBufferSamples) -> th.Tensor:
-        r"""
-        The weight of each log-probability in the estimate, :math:`w_t A_t / Z`.
-
-        :param batch: The whole rollout
-        :return: Shape ``(n_timesteps,)``
-        """
-        weights = batch.advantages
-        if self.normalize_advantage and len(weights) > 1:
-            weights = (weights - weights.mean()) / (weights.std() + 1e-8)
-        # The return of the whole episode is discounted from its start already
-        if self.discount_state_distribution and self.reward_to_go:
-            weights = weights * self.gamma**batch.timesteps  # type: ignore[union-attr]
-        return weights / (self._n_rollout_episodes if self.average_over == "episodes" else len(weights))
-
-    def _gradient_step(self, gradients: Gradients) -> float:
-        """
-        Descend the losses, with the gradients of actor and critic clipped each by itself.
-
-        :param gradients: Gradients of the losses
-        :return: Norm of the actor's gradient before clipping
-        :raises ValueError: If a gradient is not finite
-        """
-        grad_norm = clip_by_norm(gradients.actor, self.max_grad_norm)
-        critic_norm = clip_by_norm(gradients.critic, self.max_grad_norm)
-        for name, norm in (("policy", grad_norm), ("critic", critic_norm)):
-            if not np.isfinite(norm):
-                raise ValueError(f"The gradient of the {name} must be finite, got a norm of {norm}.")
-        self.policy.optimizer.zero_grad()
-        for parameter, gradient in zip(self._actor_parameters, gradients.actor, strict=True):
-            parameter.grad = gradient
-        # With vf_coef=0 the critic is left to its own passes: not even its momentum moves it here
-        for parameter, gradient in zip(self._value_parameters, gradients.critic if self.vf_coef > 0 else [], strict=False):
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        self.policy.optimizer.step()
-        return grad_norm
 
     def _record_update(self, gradients: Gradients, grad_norm: float, approx_kl: float) -> None:
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -542,6 +511,23 @@ class REINFORCE(OnPolicyAlgorithm):
             self._last_obs = None
             raise
 
+    @classmethod
+    def load(
+        cls: type[SelfREINFORCE], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
+    ) -> SelfREINFORCE:
+        """
+        Load the model from a zip-file, as SB3 does, but refuse arguments that do not exist or make no sense.
+
+        :param path: Path to the file (or a file-like) where to load the agent from
+        :param args: See :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`
+        :param kwargs: Likewise; further names are arguments of the constructor, to change them
+        :return: New model instance with loaded parameters
+        :raises ValueError: If a name is no argument, or a value is none that the argument takes
+        """
+        known = {**inspect.signature(super().load).parameters, **inspect.signature(cls).parameters}
+        checks.check_names(kwargs, known, f"{cls.__name__}.load")
+        return super().load(path, *args, **kwargs)
+
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),
@@ -551,4 +537,5 @@ class REINFORCE(OnPolicyAlgorithm):
             "_actor_parameters",
             "_value_parameters",
             "_critic_parameters",
+            "critic_lr_schedule",
         ]
