@@ -7,6 +7,8 @@ every other policy is called as SB3 calls it.
 """
 
 from collections.abc import Callable
+from functools import partial
+from math import isfinite
 
 import numpy as np
 import torch as th
@@ -31,6 +33,7 @@ NOISE_BLOCK = 256
 
 Observation = np.ndarray | dict[str, np.ndarray]
 Timestep = Callable[[int], int]
+Activation = Callable[[np.ndarray, np.ndarray], object]
 #: Actions of shape ``(n_envs, *action_shape)``, and values and log-probabilities where they come for free
 Sample = tuple[np.ndarray, th.Tensor | None, th.Tensor | None]
 
@@ -102,22 +105,20 @@ class NumpySampler(PolicySampler):
         self._features = features
         hidden = [layer for layer in policy.mlp_extractor.policy_net if isinstance(layer, nn.Linear)]
         self._linears = [*hidden, policy.action_net]
-        self._layers: list[tuple[np.ndarray, np.ndarray | None, np.ndarray, Callable[[np.ndarray], None] | None]] = []
+        self._layers: list[tuple[np.ndarray, np.ndarray, np.ndarray, Activation | None]] = []
         self._buffers = [np.empty((n_envs, layer.out_features), np.float32) for layer in self._linears]
+        self._activations = [_bind(layer) for layer in policy.mlp_extractor.policy_net if not isinstance(layer, nn.Linear)]
         self._head = _make_head(policy, n_envs)
 
     def start_rollout(self) -> None:
-        # Views of the parameters, taken anew: an update may have put other tensors in their place
-        activations = _activations(self.policy)
-        self._layers = [
-            (
-                layer.weight.detach().numpy().T,
-                None if layer.bias is None else layer.bias.detach().numpy(),
-                buffer,
-                activation,
-            )
-            for layer, buffer, activation in zip(self._linears, self._buffers, [*activations, None], strict=True)
-        ]
+        # Copies, laid out for BLAS and without broadcasting: half the time of a small layer
+        self._layers = []
+        for layer, buffer, activation in zip(self._linears, self._buffers, [*self._activations, None], strict=True):
+            weight = np.ascontiguousarray(layer.weight.detach().numpy().T)
+            bias = np.zeros_like(buffer)
+            if layer.bias is not None:
+                bias += layer.bias.detach().numpy()
+            self._layers.append((weight, bias, buffer, activation))
         self._head.start_rollout(self.policy)
 
     def outputs(self, obs: np.ndarray) -> np.ndarray:
@@ -129,18 +130,17 @@ class NumpySampler(PolicySampler):
         """
         x = self._features(obs)
         for weight, bias, buffer, activation in self._layers:
-            np.matmul(x, weight, out=buffer)
-            if bias is not None:
-                buffer += bias
+            np.dot(x, weight, buffer)
+            np.add(buffer, bias, buffer)
             if activation is not None:
-                activation(buffer)
+                activation(buffer, buffer)
             x = buffer
         return x
 
     def sample(self, obs: Observation, timestep: Timestep) -> Sample:
-        assert isinstance(obs, np.ndarray)
-        outputs = self.outputs(obs)
-        check_finite("output of the policy", outputs, timestep)
+        outputs = self.outputs(obs)  # type: ignore[arg-type]
+        if not isfinite(outputs.ravel().dot(outputs.ravel())):
+            check_finite("output of the policy", outputs, timestep)
         return self._head.sample(outputs, self.rng), None, None
 
 
@@ -190,6 +190,8 @@ def _alternates(layers: list[nn.Module]) -> bool:
 
 def _features_function(space: spaces.Space) -> Callable[[np.ndarray], np.ndarray] | None:
     if isinstance(space, spaces.Box) and not is_image_space(space):
+        if len(space.shape) == 1 and space.dtype == np.float32:
+            return lambda obs: obs if obs.dtype == np.float32 else obs.astype(np.float32)
         return lambda obs: obs.reshape(len(obs), -1).astype(np.float32, copy=False)
     if isinstance(space, spaces.MultiBinary):
         return lambda obs: obs.reshape(len(obs), -1).astype(np.float32)
@@ -202,62 +204,44 @@ def _features_function(space: spaces.Space) -> Callable[[np.ndarray], np.ndarray
     return None
 
 
-# Activations, in place
+# Activations: functions of the input and the array that takes the output (which may be the same)
 
 
-def _relu(x: np.ndarray, layer: nn.Module) -> None:
-    np.maximum(x, 0.0, out=x)
-
-
-def _tanh(x: np.ndarray, layer: nn.Module) -> None:
-    np.tanh(x, out=x)
-
-
-def _sigmoid(x: np.ndarray, layer: nn.Module) -> None:
+def _sigmoid(x: np.ndarray, out: np.ndarray) -> None:
     # 1 / (1 + exp(-x)) without overflow
-    x *= 0.5
-    np.tanh(x, out=x)
-    x += 1.0
-    x *= 0.5
+    np.multiply(x, 0.5, out)
+    np.tanh(out, out)
+    np.add(out, 1.0, out)
+    np.multiply(out, 0.5, out)
 
 
-def _silu(x: np.ndarray, layer: nn.Module) -> None:
-    gate = x.copy()
-    _sigmoid(gate, layer)
-    x *= gate
+def _silu(x: np.ndarray, out: np.ndarray) -> None:
+    gate = np.empty_like(x)
+    _sigmoid(x, gate)
+    np.multiply(x, gate, out)
 
 
-def _leaky_relu(x: np.ndarray, layer: nn.Module) -> None:
-    assert isinstance(layer, nn.LeakyReLU)
-    np.copyto(x, np.where(x >= 0.0, x, np.float32(layer.negative_slope) * x))
+def _leaky_relu(x: np.ndarray, out: np.ndarray, slope: float) -> None:
+    np.copyto(out, np.where(x >= 0.0, x, np.float32(slope) * x))
 
 
-def _elu(x: np.ndarray, layer: nn.Module) -> None:
-    assert isinstance(layer, nn.ELU)
-    np.copyto(x, np.where(x > 0.0, x, np.float32(layer.alpha) * np.expm1(np.minimum(x, 0.0))))
+def _elu(x: np.ndarray, out: np.ndarray, alpha: float) -> None:
+    np.copyto(out, np.where(x > 0.0, x, np.float32(alpha) * np.expm1(np.minimum(x, 0.0))))
 
 
-def _identity(x: np.ndarray, layer: nn.Module) -> None:
-    pass
-
-
-_ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray, nn.Module], None]] = {
-    nn.Tanh: _tanh,
-    nn.ReLU: _relu,
-    nn.LeakyReLU: _leaky_relu,
-    nn.ELU: _elu,
-    nn.Sigmoid: _sigmoid,
-    nn.SiLU: _silu,
-    nn.Identity: _identity,
+_ACTIVATIONS: dict[type[nn.Module], Callable[[nn.Module], Activation]] = {
+    nn.Tanh: lambda layer: np.tanh,
+    nn.ReLU: lambda layer: lambda x, out: np.maximum(x, 0.0, out),
+    nn.LeakyReLU: lambda layer: partial(_leaky_relu, slope=layer.negative_slope),  # type: ignore[arg-type]
+    nn.ELU: lambda layer: partial(_elu, alpha=layer.alpha),  # type: ignore[arg-type]
+    nn.Sigmoid: lambda layer: _sigmoid,
+    nn.SiLU: lambda layer: _silu,
+    nn.Identity: lambda layer: np.positive,
 }
 
 
-def _activations(policy: ActorCriticPolicy) -> list[Callable[[np.ndarray], None]]:
-    def bind(layer: nn.Module) -> Callable[[np.ndarray], None]:
-        function = _ACTIVATIONS[type(layer)]
-        return lambda x: function(x, layer)
-
-    return [bind(layer) for layer in policy.mlp_extractor.policy_net if not isinstance(layer, nn.Linear)]
+def _bind(layer: nn.Module) -> Activation:
+    return _ACTIVATIONS[type(layer)](layer)
 
 
 # Heads: a sample of the action distribution from its parameters and noise that was drawn ahead

@@ -109,20 +109,24 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         else:
             self._segments.append((recording, stop))
 
-        rows, which = self._rows, slice(None) if len(recording) == self.n_envs else recording
-        self._write_observations(obs, slice(first, stop), which)
-        rows["actions"][first:stop] = action.reshape(self.n_envs, self.action_dim)[which]
-        rows["rewards"][first:stop] = reward[which]
-        rows["episode_starts"][first:stop] = episode_start[which]
+        if len(recording) < self.n_envs:
+            obs = {key: value[recording] for key, value in obs.items()} if isinstance(obs, dict) else obs[recording]
+            action, reward, episode_start = action[recording], reward[recording], episode_start[recording]
+        rows, n_rows = self._rows, stop - first
+        self._write_observations(obs, first, stop)
+        rows["actions"][first:stop] = action.reshape(n_rows, self.action_dim)
+        rows["rewards"][first:stop] = reward
+        rows["episode_starts"][first:stop] = episode_start
         if value is not None:
-            rows["values"][first:stop] = value.detach().cpu().numpy().reshape(self.n_envs)[which]
+            rows["values"][first:stop] = value.detach().cpu().numpy().reshape(self.n_envs)[recording]
         if log_prob is not None:
-            rows["log_probs"][first:stop] = log_prob.detach().cpu().numpy().reshape(self.n_envs)[which]
+            rows["log_probs"][first:stop] = log_prob.detach().cpu().numpy().reshape(self.n_envs)[recording]
         self.pos = stop
 
-    def _write_observations(self, obs: np.ndarray | dict[str, np.ndarray], rows: slice, which: slice | np.ndarray) -> None:
-        assert self._rows is not None and isinstance(obs, np.ndarray)
-        self._rows["observations"][rows] = obs.reshape((self.n_envs, *self.obs_shape))[which]
+    def _write_observations(self, obs: np.ndarray | dict[str, np.ndarray], first: int, stop: int) -> None:
+        rows = self._rows["observations"]  # type: ignore[index]
+        # Discrete observations come without the last axis
+        rows[first:stop] = obs if obs.ndim == rows.ndim else obs.reshape(-1, *self.obs_shape)  # type: ignore[union-attr]
 
     def _grow(self, n_rows: int) -> None:
         assert self._rows is not None
@@ -243,10 +247,10 @@ class EpisodeDictRolloutBuffer(EpisodeRolloutBuffer, DictRolloutBuffer):  # type
     def _observation_rows(self) -> dict[str, tuple[tuple[int, ...], np.dtype | None]]:
         return {f"observations/{key}": (shape, self.observation_space[key].dtype) for key, shape in self.obs_shape.items()}
 
-    def _write_observations(self, obs: np.ndarray | dict[str, np.ndarray], rows: slice, which: slice | np.ndarray) -> None:
+    def _write_observations(self, obs: np.ndarray | dict[str, np.ndarray], first: int, stop: int) -> None:
         assert self._rows is not None and isinstance(obs, dict)
         for key, shape in self.obs_shape.items():
-            self._rows[f"observations/{key}"][rows] = obs[key].reshape((self.n_envs, *shape))[which]
+            self._rows[f"observations/{key}"][first:stop] = obs[key].reshape(-1, *shape)
 
     def _publish_observations(self, order: slice | np.ndarray) -> None:
         assert self._rows is not None

@@ -8,6 +8,7 @@ its episodes is a stopping time, and by Wald's identity the summed gradient stay
 
 import warnings
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -210,6 +211,13 @@ def stack(observations: Sequence[Observation | None]) -> Observation:
     return np.stack([np.asarray(obs) for obs in observations])
 
 
+def _sum_of_squares(obs: np.ndarray) -> float:
+    if obs.dtype.kind != "f":
+        return 0.0
+    flat = obs.ravel()
+    return flat.dot(flat)
+
+
 def check_step(
     new_obs: Observation,
     rewards: np.ndarray,
@@ -225,8 +233,10 @@ def check_step(
     :param timestep: Gives the timestep within its episode that an environment has just played
     :raises ValueError: If a number among them is not finite
     """
-    check_finite("reward", rewards, timestep)
-    check_finite("observation", new_obs, lambda env_id: timestep(env_id) + 1)
+    # A sum of squares is finite only if all of its numbers are: 1 us instead of 5, at every step
+    if not (isinstance(new_obs, np.ndarray) and isfinite(rewards.dot(rewards) + _sum_of_squares(new_obs))):
+        check_finite("reward", rewards, timestep)
+        check_finite("observation", new_obs, lambda env_id: timestep(env_id) + 1)
     if np.count_nonzero(dones):
         for env_id in np.flatnonzero(dones).tolist():
             last_obs = infos[env_id].get("terminal_observation")

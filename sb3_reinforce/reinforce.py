@@ -293,12 +293,13 @@ class REINFORCE(OnPolicyAlgorithm):
         recorder = self._start_recorder(env, n_rollout_steps)
         rollout_buffer.reset()
         callback.on_rollout_start()
-        checks.check_finite("observation", self._last_obs, recorder.timestep)  # type: ignore[arg-type]
+        timestep = recorder.timestep
+        checks.check_finite("observation", self._last_obs, timestep)  # type: ignore[arg-type]
 
         while not recorder.finished:
             if self.use_sde and self.sde_sample_freq > 0 and recorder.n_vector_steps % self.sde_sample_freq == 0:
                 self._reset_noise(env)
-            actions, values, log_probs = sampler.sample(self._last_obs, recorder.timestep)  # type: ignore[arg-type]
+            actions, values, log_probs = sampler.sample(self._last_obs, timestep)  # type: ignore[arg-type]
             clipped_actions = self._to_environment(actions)
 
             new_obs, rewards, dones, infos = env.step(clipped_actions)
@@ -310,9 +311,10 @@ class REINFORCE(OnPolicyAlgorithm):
                 self._last_obs = None
                 return False
 
-            check_step(new_obs, rewards, dones, infos, recorder.timestep)  # type: ignore[arg-type]
+            check_step(new_obs, rewards, dones, infos, timestep)  # type: ignore[arg-type]
             recording = recorder.recording
-            self._update_info_buffer([infos[i] for i in recording], dones[recording])
+            if np.count_nonzero(dones):
+                self._update_info_buffer([infos[i] for i in recording], dones[recording])
             rollout_buffer.add(
                 self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs, recording  # type: ignore[arg-type]
             )

@@ -1,0 +1,367 @@
+"""
+How fast does REINFORCE train? Steps per second of whole ``learn()`` calls, updates included, beside SB3's A2C and PPO and
+beside stepping the same environments alone.
+
+Every contender lives in a process of its own, pinned to one thread. They take turns, round by round, so that a noisy machine
+is noisy for all of them; the ratios are medians over the rounds of the ratios within a round. Peak memory is the high-water
+mark of the contender's process.
+
+    python benchmarks/throughput.py [--quick] [--out DIR] [--envs CartPole-v1 ...] [--rounds 5]
+"""
+
+import argparse
+import json
+import multiprocessing as mp
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[variable] = "1"  # before NumPy and PyTorch are imported
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_reinforce import REINFORCE
+
+ENVS = ("CartPole-v1", "LunarLander-v3", "HalfCheetah-v5")
+N_ENVS = (1, 8)
+#: Steps of a measurement, for the fast contenders; the slow ones do fewer
+STEPS = {"CartPole-v1": 40_000, "LunarLander-v3": 20_000, "HalfCheetah-v5": 16_000}
+N_STEPS = {1: 512, 8: 128}
+N_STEPS_WITHOUT_BASELINE = {1: 2048, 8: 128}
+COLOURS = {
+    "env-only": "#9e9e9e",
+    "REINFORCE": "#c0392b",
+    "REINFORCE (defaults)": "#e67e22",
+    "REINFORCE (no baseline)": "#f1b4a7",
+    "A2C": "#2e6fab",
+    "PPO": "#7fb3d9",
+}
+
+
+class FixedLengthEpisodes(gym.Env):
+    """An environment of no dynamics whose episodes have a given length: it costs nothing but what the algorithm does."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, length: int):
+        self.length = length
+        self.t = 0
+        self.obs = np.zeros(4, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.t = 0
+        return self.obs, {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return self.obs, 1.0, self.t >= self.length, False, {}
+
+
+def env_only(env_id: str, n_envs: int, n_steps: int) -> Callable[[int], int]:
+    """
+    :param env_id: The environment
+    :param n_envs: Number of environments
+    :param n_steps: Unused: there are no updates
+    :return: A function that plays at least so many steps with actions drawn beforehand
+    """
+    env = make_vec_env(env_id, n_envs, seed=0)
+    env.reset()
+    actions = [np.array([env.action_space.sample() for _ in range(n_envs)]) for _ in range(1024)]
+
+    def run(total: int) -> int:
+        n_vector_steps = -(-total // n_envs)
+        for step in range(n_vector_steps):
+            env.step(actions[step % 1024])
+        return n_vector_steps * n_envs
+
+    return run
+
+
+def learner(algorithm: type, env_id: str | Callable[[], gym.Env], n_envs: int, **kwargs: Any) -> Callable[[int], int]:
+    """
+    :param algorithm: The class of the algorithm
+    :param env_id: The environment, or a function that makes it
+    :param n_envs: Number of environments
+    :param kwargs: Arguments of the algorithm
+    :return: A function that learns for at least so many steps and returns how many it took
+    """
+    model = algorithm("MlpPolicy", make_vec_env(env_id, n_envs, seed=0), seed=0, device="cpu", **kwargs)
+
+    def run(total: int) -> int:
+        model.learn(total, log_interval=1)
+        return model.num_timesteps
+
+    run.model = model  # type: ignore[attr-defined]
+    return run
+
+
+def contenders(env_id: str, n_envs: int) -> dict[str, tuple[Callable[[], Callable[[int], int]], float]]:
+    """
+    :param env_id: The environment
+    :param n_envs: Number of environments
+    :return: By name, a function that builds the contender, and its share of the steps
+    """
+    n_steps = N_STEPS[n_envs]
+    critic = dict(n_critic_updates=5, batch_size=256)
+    no_baseline = dict(n_steps=N_STEPS_WITHOUT_BASELINE[n_envs], baseline=None)
+    return {
+        "env-only": (lambda: env_only(env_id, n_envs, n_steps), 1.0),
+        "REINFORCE": (lambda: learner(REINFORCE, env_id, n_envs, n_steps=n_steps, **critic), 1.0),
+        "A2C": (lambda: learner(A2C, env_id, n_envs, n_steps=n_steps), 0.5),
+        "REINFORCE (no baseline)": (lambda: learner(REINFORCE, env_id, n_envs, **no_baseline), 1.0),
+        "PPO": (lambda: learner(PPO, env_id, n_envs), 0.5),
+        "REINFORCE (defaults)": (lambda: learner(REINFORCE, env_id, n_envs), 1.0),
+    }
+
+
+def serve(connection: Connection, build: Callable[[], Callable[[int], int]]) -> None:
+    """
+    The process of a contender: runs when it is told to, and reports time and memory.
+
+    :param connection: To the parent
+    :param build: Builds the contender
+    """
+    th.set_num_threads(1)
+    run = build()
+    while (total := connection.recv()) is not None:
+        start = time.perf_counter()
+        steps = run(total)
+        elapsed = time.perf_counter() - start
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        report = {"steps_per_second": steps / elapsed, "peak_mib": peak_mib}
+        if isinstance(model := getattr(run, "model", None), REINFORCE):
+            report["discarded_fraction"] = discarded_fraction(model)
+        connection.send(report)
+
+
+def discarded_fraction(model: REINFORCE) -> float:
+    """
+    :param model: A model
+    :return: The share of the environments' steps that its next rollout throws away
+    """
+    fractions = []
+
+    class Read(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            fractions.append(self.logger.name_to_value["rollout/discarded_fraction"])
+
+    model.learn(1, callback=Read())
+    return fractions[0]
+
+
+def race(
+    builders: dict[str, tuple[Callable[[], Callable[[int], int]], float]], steps: int, rounds: int
+) -> dict[str, list[dict[str, float]]]:
+    """
+    Let the contenders take turns.
+
+    :param builders: The contenders, and their shares of the steps
+    :param steps: Steps per turn
+    :param rounds: Number of rounds, after one to warm up
+    :return: The reports of each contender, one per round
+    """
+    context = mp.get_context("fork")
+    processes = {}
+    for name, (build, _) in builders.items():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, build), daemon=True)
+        process.start()
+        processes[name] = (process, ours)
+    reports: dict[str, list[dict[str, float]]] = {name: [] for name in builders}
+    for number in range(rounds + 1):
+        for name, (_, connection) in processes.items():
+            connection.send(int(steps * builders[name][1]) if number > 0 else max(steps // 10, 1))
+            report = connection.recv()
+            if number > 0:
+                reports[name].append(report)
+    for process, connection in processes.values():
+        connection.send(None)
+        process.join()
+    return reports
+
+
+def median_ratio(reports: dict[str, list[dict[str, float]]], numerator: str, denominator: str) -> float:
+    """
+    :param reports: The reports of the contenders
+    :param numerator: A contender
+    :param denominator: Another
+    :return: Median over the rounds of the ratio of their speeds
+    """
+    pairs = zip(reports[numerator], reports[denominator], strict=True)
+    return float(np.median([a["steps_per_second"] / b["steps_per_second"] for a, b in pairs]))
+
+
+def summarize(reports: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """
+    :param reports: The reports of the contenders
+    :return: Medians of their speeds, peaks of their memory, and the ratios
+    """
+    return {
+        "steps_per_second": {name: float(np.median([r["steps_per_second"] for r in runs])) for name, runs in reports.items()},
+        "peak_mib": {name: max(r["peak_mib"] for r in runs) for name, runs in reports.items()},
+        "discarded_fraction": {
+            name: float(np.median([r["discarded_fraction"] for r in runs]))
+            for name, runs in reports.items()
+            if "discarded_fraction" in runs[0]
+        },
+        "ratios": {
+            f"{a} / {b}": median_ratio(reports, a, b)
+            for a, b in (
+                ("REINFORCE", "A2C"),
+                ("REINFORCE", "PPO"),
+                ("REINFORCE", "env-only"),
+                ("REINFORCE (no baseline)", "env-only"),
+                ("REINFORCE (defaults)", "A2C"),
+            )
+        },
+        "rounds": reports,
+    }
+
+
+def memory(env_id: str, episode_length: int, n_envs: int, steps: int) -> dict[str, float]:
+    """
+    :param env_id: The environment
+    :param episode_length: Its longest episode, which the rollouts are at least as long as
+    :param n_envs: Number of environments
+    :param steps: Steps to learn for
+    :return: Peak memory of REINFORCE and A2C in MiB, and the ratio
+    """
+    reports = race(
+        {
+            "REINFORCE": (lambda: learner(REINFORCE, env_id, n_envs, n_steps=episode_length), 1.0),
+            "A2C": (lambda: learner(A2C, env_id, n_envs, n_steps=episode_length), 1.0),
+        },
+        steps,
+        rounds=1,
+    )
+    peaks = {name: runs[-1]["peak_mib"] for name, runs in reports.items()}
+    return {**peaks, "REINFORCE / A2C": peaks["REINFORCE"] / peaks["A2C"]}
+
+
+def scaling(steps: int, rounds: int) -> dict[str, float]:
+    """
+    :param steps: Steps per turn
+    :param rounds: Number of rounds
+    :return: Ratios of the cost per step: of long and short rollouts, and of long and short episodes
+    """
+
+    def build(length: int, n_steps: int) -> tuple[Callable[[], Callable[[int], int]], float]:
+        return (lambda: learner(REINFORCE, lambda: FixedLengthEpisodes(length), 1, n_steps=n_steps)), 1.0
+
+    reports = race(
+        {"n_steps 128": build(20, 128), "n_steps 8192": build(20, 8192), "20": build(20, 2000), "2000": build(2000, 2000)},
+        steps,
+        rounds,
+    )
+    return {
+        "cost per step, n_steps 8192 / 128": median_ratio(reports, "n_steps 128", "n_steps 8192"),
+        "cost per step, episodes of 2000 / 20 steps": median_ratio(reports, "20", "2000"),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """
+    :param results: The results of all races
+    :return: A table in Markdown
+    """
+    names = list(COLOURS)
+    lines = [
+        "| steps/s | "
+        + " | ".join(names)
+        + " | REINFORCE / A2C | REINFORCE / env-only | no baseline / env-only | discarded |",
+        "|---|" + "---|" * (len(names) + 4),
+    ]
+    for key, result in results["races"].items():
+        speeds = [f"{result['steps_per_second'][name]:,.0f}" for name in names]
+        ratios = [
+            f"{result['ratios'][pair]:.2f}"
+            for pair in ("REINFORCE / A2C", "REINFORCE / env-only", "REINFORCE (no baseline) / env-only")
+        ]
+        discarded = f"{result['discarded_fraction']['REINFORCE']:.0%}"
+        lines.append(f"| {key} | " + " | ".join([*speeds, *ratios, discarded]) + " |")
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """
+    :param results: The results of all races
+    :param path: Where the bar chart goes
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    races = results["races"]
+    figure, axes = plt.subplots(1, len(races), figsize=(3.1 * len(races), 4.2), constrained_layout=True, squeeze=False)
+    for axis, (key, result) in zip(axes[0], races.items(), strict=True):
+        speeds = result["steps_per_second"]
+        axis.bar(range(len(COLOURS)), [speeds[name] / 1000 for name in COLOURS], color=list(COLOURS.values()))
+        for i, name in enumerate(COLOURS):
+            axis.text(i, speeds[name] / 1000, f"{speeds[name] / 1000:.1f}", ha="center", va="bottom", fontsize=8)
+        axis.set_title(key, fontsize=10)
+        axis.set_xticks([])
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("thousand environment steps per second")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
+    figure.legend(handles, list(COLOURS), loc="outside lower center", ncols=len(COLOURS), frameon=False, fontsize=9)
+    figure.suptitle("Training speed, updates included (one thread)", fontsize=11)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: a smoke test, not a measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
+    parser.add_argument("--envs", nargs="+", default=list(ENVS), help="environments")
+    parser.add_argument("--out", type=Path, default=Path("output"), help="folder for throughput.json and throughput.png")
+    args = parser.parse_args()
+    rounds, scale = (2, 0.1) if args.quick else (args.rounds, 1.0)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    results: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": f"Python {platform.python_version()}, PyTorch {th.__version__}, NumPy {np.__version__}",
+        "rounds": rounds,
+        "races": {},
+        "memory": {},
+    }
+    for env_id in args.envs:
+        for n_envs in N_ENVS:
+            key = f"{env_id}, {n_envs} env{'s' if n_envs > 1 else ''}"
+            steps = int(STEPS.get(env_id, 10_000) * scale)
+            results["races"][key] = summarize(race(contenders(env_id, n_envs), steps, rounds))
+            length = gym.spec(env_id).max_episode_steps or 1000
+            results["memory"][key] = memory(env_id, length, n_envs, max(steps // 2, 1))
+            print(table({"races": {key: results["races"][key]}}), flush=True)
+            (args.out / "throughput.json").write_text(json.dumps(results, indent=1))
+    results["scaling"] = scaling(int(40_000 * scale), rounds)
+    (args.out / "throughput.json").write_text(json.dumps(results, indent=1))
+    plot(results, args.out / "throughput.png")
+    print(f"\n{table(results)}\n")
+    for key, peaks in results["memory"].items():
+        print(f"peak memory, {key}: " + ", ".join(f"{name} {value:.4g}" for name, value in peaks.items()))
+    for key, ratio in results["scaling"].items():
+        print(f"{key}: {ratio:.2f}")
+    print(f"wrote {args.out / 'throughput.json'} and {args.out / 'throughput.png'}")
+
+
+if __name__ == "__main__":
+    main()
