@@ -8,7 +8,6 @@ every other policy is called as SB3 calls it.
 
 from collections.abc import Callable
 from functools import partial
-from math import isfinite
 
 import numpy as np
 import torch as th
@@ -25,7 +24,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
-from sb3_reinforce.checks import check_finite, not_finite
+from sb3_reinforce.checks import check_finite, not_finite, surely_finite
 from sb3_reinforce.policies import has_sb3_forward
 
 #: Steps that the noise is drawn ahead for
@@ -64,24 +63,30 @@ class PolicySampler:
         with th.no_grad():
             try:
                 actions_tensor, values, log_probs = self.policy(obs_as_tensor(obs, self.policy.device))
-            except ValueError as error:  # PyTorch's distributions refuse NaN
+            except (ValueError, RuntimeError) as error:
+                if not _refuses_numbers(error):
+                    raise
                 self._locate(error, obs, timestep)
                 raise
         actions = actions_tensor.cpu().numpy()
         check_finite("action", actions, timestep)
         return actions, values, log_probs
 
-    def _locate(self, error: ValueError, obs: Observation, timestep: Timestep) -> None:
-        """Say which environment's observation the policy has no finite output for, if that is what went wrong."""
-        if all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
-            return
+    def _locate(self, error: Exception, obs: Observation, timestep: Timestep) -> None:
+        """Say which environment's observation the policy has no finite output for."""
+        check_finite("observation", obs, timestep)
         n_envs = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
         for env_id in range(n_envs):
             single = {key: value[[env_id]] for key, value in obs.items()} if isinstance(obs, dict) else obs[[env_id]]
             try:
                 self.policy(obs_as_tensor(single, self.policy.device))
-            except ValueError:
+            except (ValueError, RuntimeError):
                 raise not_finite("output of the policy", "nan", env_id, timestep(env_id)) from error
+
+
+def _refuses_numbers(error: Exception) -> bool:
+    """Whether it is what PyTorch's distributions say of NaN and infinity, with and without their checks of arguments."""
+    return "to satisfy the constraint" in str(error) or "probability tensor contains" in str(error)
 
 
 class NumpySampler(PolicySampler):
@@ -111,13 +116,12 @@ class NumpySampler(PolicySampler):
         self._head = _make_head(policy, n_envs)
 
     def start_rollout(self) -> None:
-        # Copies, laid out for BLAS and without broadcasting: half the time of a small layer
+        # Views of the parameters: what a callback does to them in place is acted on at once. They are taken anew for each
+        # rollout, as other tensors may have been put in their place
         self._layers = []
         for layer, buffer, activation in zip(self._linears, self._buffers, [*self._activations, None], strict=True):
-            weight = np.ascontiguousarray(layer.weight.detach().numpy().T)
-            bias = np.zeros_like(buffer)
-            if layer.bias is not None:
-                bias += layer.bias.detach().numpy()
+            weight = layer.weight.detach().numpy().T
+            bias = np.zeros((1, buffer.shape[1]), np.float32) if layer.bias is None else layer.bias.detach().numpy()[None]
             self._layers.append((weight, bias, buffer, activation))
         self._head.start_rollout(self.policy)
 
@@ -139,7 +143,7 @@ class NumpySampler(PolicySampler):
 
     def sample(self, obs: Observation, timestep: Timestep) -> Sample:
         outputs = self.outputs(obs)  # type: ignore[arg-type]
-        if not isfinite(outputs.ravel().dot(outputs.ravel())):
+        if not surely_finite(outputs):
             check_finite("output of the policy", outputs, timestep)
         return self._head.sample(outputs, self.rng), None, None
 
@@ -160,8 +164,7 @@ def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generato
 def _is_understood(policy: ActorCriticPolicy) -> bool:
     if not isinstance(policy, ActorCriticPolicy) or not has_sb3_forward(policy) or policy.use_sde:
         return False
-    layers = [*policy.mlp_extractor.policy_net, policy.action_net]
-    modules = [policy, policy.mlp_extractor, policy.mlp_extractor.policy_net, policy.pi_features_extractor, *layers]
+    modules = [policy, *policy.mlp_extractor.modules(), *policy.pi_features_extractor.modules(), policy.action_net]
     return (
         policy.device.type == "cpu"
         and type(policy.pi_features_extractor) is FlattenExtractor
@@ -231,7 +234,7 @@ def _elu(x: np.ndarray, out: np.ndarray, alpha: float) -> None:
 
 _ACTIVATIONS: dict[type[nn.Module], Callable[[nn.Module], Activation]] = {
     nn.Tanh: lambda layer: np.tanh,
-    nn.ReLU: lambda layer: lambda x, out: np.maximum(x, 0.0, out),
+    nn.ReLU: lambda layer: lambda x, out: np.maximum(x, 0.0, out=out),
     nn.LeakyReLU: lambda layer: partial(_leaky_relu, slope=layer.negative_slope),  # type: ignore[arg-type]
     nn.ELU: lambda layer: partial(_elu, alpha=layer.alpha),  # type: ignore[arg-type]
     nn.Sigmoid: lambda layer: _sigmoid,
@@ -332,15 +335,15 @@ class _GaussianHead(_Head):
         self._action_shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
 
     def start_rollout(self, policy: ActorCriticPolicy) -> None:
-        self._std = np.exp(policy.log_std.detach().numpy())
-        if not np.isfinite(self._std).all():
-            raise ValueError(f"The standard deviation of the policy must be finite, got {self._std}.")
+        self._log_std = policy.log_std.detach().numpy()
+        if not np.isfinite(np.exp(self._log_std)).all():
+            raise ValueError(f"The log_std of the policy must be finite (and its exponential too), got {self._log_std}.")
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32)
 
     def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return (outputs + self._std * self.noise(rng)).reshape(self._action_shape)
+        return (outputs + np.exp(self._log_std) * self.noise(rng)).reshape(self._action_shape)
 
 
 _HEADS: dict[type, type[_Head]] = {

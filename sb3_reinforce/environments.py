@@ -1,5 +1,6 @@
 """What an algorithm of whole episodes must know about a vectorized environment."""
 
+import gymnasium as gym
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 
@@ -15,6 +16,14 @@ def episode_limits(env: VecEnv) -> list[int | None]:
     if isinstance(env.unwrapped, SubprocVecEnv) or not env.has_attr("spec"):
         return [None] * env.num_envs
     return [_as_limit(getattr(spec, "max_episode_steps", None)) for spec in env.get_attr("spec")]
+
+
+def enforces_limits(env: VecEnv) -> bool:
+    """
+    :param env: The vectorized environment
+    :return: Whether each environment ends its episodes at its limit by itself, by Gymnasium's ``TimeLimit`` wrapper
+    """
+    return all(env.env_is_wrapped(gym.wrappers.TimeLimit))
 
 
 def _as_limit(limit: object) -> int | None:

@@ -105,7 +105,7 @@ def estimate_gradients(
         policy_loss = -(weights[rows] * log_prob).sum()
         # Where the entropy has no analytical form, minus the log-probability estimates it, as in A2C
         entropy_loss = (log_prob if entropy is None else -entropy).sum() / n_timesteps
-        value_loss = ((returns[rows] - piece_values) ** 2).sum() / n_timesteps
+        value_loss = ((returns[rows] - piece_values) ** 2).sum() / n_timesteps if has_critic else th.zeros_like(policy_loss)
         _add_gradients(actor, policy_loss + ent_coef * entropy_loss, actor_parameters, retain_graph=has_critic)
         if has_critic:
             _add_gradients(critic, vf_coef * value_loss, value_parameters, retain_graph=False)
@@ -195,6 +195,24 @@ def evaluate_log_probs(policy: ActorCriticPolicy, observations: PyTorchObs, acti
     return th.cat(results)
 
 
+def check_update(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor, old_log_probs: th.Tensor) -> float:
+    """
+    How far an update moved the policy, measured after it (http://joschu.net/blog/kl-approx.html).
+
+    :param policy: The policy
+    :param observations: Observations of the batch
+    :param actions: Actions of the batch
+    :param old_log_probs: Log-probabilities of the actions before the update, shape ``(n_timesteps,)``
+    :return: Estimate of the KL divergence of the new policy from the old one
+    :raises ValueError: If the update has left weights that are not finite
+    """
+    for name, parameter in policy.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"The weights must be finite, got NaN or infinity in {name} after the update.")
+    log_ratio = evaluate_log_probs(policy, observations, actions) - old_log_probs
+    return float((th.exp(log_ratio) - 1 - log_ratio).mean())
+
+
 def evaluate_values(policy: ActorCriticPolicy, observations: PyTorchObs, n_timesteps: int) -> th.Tensor:
     """
     :param policy: The policy
@@ -279,7 +297,7 @@ def check_losses(
     name = next((name for name, loss in losses.items() if not math.isfinite(loss)), None)
     if name is None:
         return
-    errors = (batch.returns - gradients.values) ** 2
+    errors = (batch.returns - gradients.values) ** 2 if name == "value loss" else batch.returns
     parts = {"return": batch.returns, "advantage": batch.advantages, "log-probability": gradients.log_probs}
     for what, part in {**parts, "squared error of the value": errors}.items():
         where = _where(part, buffer)

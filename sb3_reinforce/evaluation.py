@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
@@ -59,5 +60,59 @@ def evaluate_rollout(
     returns = returns_to_go(buffer.rewards, buffer.gamma, episodes, last_values)
     if not reward_to_go:
         returns = whole_episode_returns(returns, episodes)
-    subtracted = baselines.evaluate(baseline, returns, buffer.values, episodes, reward_to_go, only_earlier_episodes)
-    buffer.advantages = (returns - subtracted).astype(np.float32)
+    buffer.advantages = _advantages(buffer, baseline, returns, reward_to_go, only_earlier_episodes).astype(np.float32)
+
+
+def _advantages(
+    buffer: EpisodeRolloutBuffer,
+    baseline: str | BaselineFunction | None,
+    returns: np.ndarray,
+    reward_to_go: bool,
+    only_earlier_episodes: bool,
+) -> np.ndarray:
+    features = linear_features(buffer) if isinstance(baseline, str) and baseline == "linear" else None
+    return returns - baselines.evaluate(
+        baseline, returns, buffer.values, buffer.episodes, reward_to_go, only_earlier_episodes, features
+    )
+
+
+def advantages_under(
+    buffer: EpisodeRolloutBuffer, baseline: str | None, reward_to_go: bool, only_earlier_episodes: bool
+) -> np.ndarray:
+    """
+    The advantages that an evaluated rollout would have had under another baseline.
+
+    :param buffer: An evaluated buffer. For ``"value"`` it must hold the values, and Monte Carlo returns (``gae_lambda=1``)
+    :param baseline: The other baseline
+    :param reward_to_go: Whether the advantages are to be those of the returns-to-go or of whole episodes
+    :param only_earlier_episodes: Whether the later episodes of an environment depend on the earlier ones
+    :return: Shape ``(n_timesteps,)``; nothing in the buffer changes
+    """
+    # Without the critic an episode that was cut ends in nothing
+    returns = buffer.returns if baseline == "value" else returns_to_go(buffer.rewards, buffer.gamma, buffer.episodes)
+    if not reward_to_go:
+        returns = whole_episode_returns(returns, buffer.episodes)
+    return _advantages(buffer, baseline, returns, reward_to_go, only_earlier_episodes)
+
+
+def linear_features(buffer: EpisodeRolloutBuffer) -> np.ndarray:
+    """
+    :param buffer: A finished buffer
+    :return: What ``baseline="linear"`` is linear in, shape ``(n_timesteps, n_features)``
+    """
+    return baselines.linear_features(_flatten(buffer.observations, buffer.observation_space), buffer.timesteps)
+
+
+def _flatten(observations: np.ndarray | dict[str, np.ndarray], space: spaces.Space) -> np.ndarray:
+    """The observations as rows of numbers, in which a discrete one has a number for each of its values."""
+    if isinstance(space, spaces.Dict):
+        return np.concatenate([_flatten(observations[key], part) for key, part in space.spaces.items()], axis=1)
+    assert isinstance(observations, np.ndarray)
+    rows = observations.reshape(len(observations), -1)
+    if isinstance(space, spaces.Discrete):
+        # As SB3 has it, without the `start` of the space
+        return np.eye(int(space.n))[rows[:, 0].astype(int)]
+    if isinstance(space, spaces.MultiDiscrete):
+        columns = zip(rows.T.astype(int), space.nvec.ravel().tolist(), strict=True)
+        return np.concatenate([np.eye(n)[column] for column, n in columns], axis=1)
+    return rows

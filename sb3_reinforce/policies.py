@@ -36,31 +36,34 @@ def has_sb3_forward(policy: ActorCriticPolicy) -> bool:
         getattr(type(policy), name) is getattr(ActorCriticPolicy, name) and name not in vars(policy)
         for name in _FORWARD_METHODS
     )
-    return untouched and type(policy.mlp_extractor) is MlpExtractor
+    mlp = policy.mlp_extractor
+    return untouched and type(mlp) is MlpExtractor and not {"forward", "forward_actor", "forward_critic"} & vars(mlp).keys()
 
 
-def split_parameters(
-    policy: ActorCriticPolicy, observation: PyTorchObs, action: th.Tensor
-) -> tuple[set[th.nn.Parameter], set[th.nn.Parameter]]:
+def split_parameters(policy: ActorCriticPolicy) -> tuple[set[th.nn.Parameter], set[th.nn.Parameter]]:
     """
-    Which parameters the policy's two outputs depend on, read off the graph of ``evaluate_actions``,
-    so that it holds for any policy class.
+    Which parameters the two outputs of a policy depend on. For a policy with methods of its own they are read off the graph
+    of ``evaluate_actions``.
 
     :param policy: The policy
-    :param observation: A batch of observations, of any size
-    :param action: As many actions
     :return: The parameters that reach the log-probabilities or the entropy, and those that reach the values
     """
+    if has_sb3_forward(policy):
+        actor_modules = [policy.pi_features_extractor, policy.mlp_extractor.policy_net, policy.action_net]
+        value_modules = [policy.vf_features_extractor, policy.mlp_extractor.value_net, policy.value_net]
+        actor, value = ({p for m in modules for p in m.parameters()} for modules in (actor_modules, value_modules))
+        return actor | {p for p in policy.parameters() if p not in value}, value
+    observation, action = _dummy_batch(policy)
     was_training = policy.training
     policy.set_training_mode(False)
     with th.enable_grad():
         values, log_prob, entropy = policy.evaluate_actions(observation, action)
         actor_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
-        actor, critic = _reached_by(actor_output, policy), _reached_by(values.sum(), policy)
+        actor, value = _reached_by(actor_output, policy), _reached_by(values.sum(), policy)
     policy.set_training_mode(was_training)
     with th.no_grad():  # leaves no graph behind in the policy's distribution
         policy.evaluate_actions(observation, action)
-    return actor, critic
+    return actor, value
 
 
 def _reached_by(output: th.Tensor, policy: ActorCriticPolicy) -> set[th.nn.Parameter]:
@@ -80,7 +83,7 @@ def group_parameters(policy: ActorCriticPolicy) -> tuple[list[th.nn.Parameter], 
     :param policy: The policy, its optimizer not used yet
     :return: The parameters that reach the log-probabilities or the entropy, and those that reach the values
     """
-    actor, value = split_parameters(policy, *_dummy_batch(policy))
+    actor, value = split_parameters(policy)
     optimizer = policy.optimizer
     groups = []
     for critic in (False, True):
@@ -93,7 +96,8 @@ def group_parameters(policy: ActorCriticPolicy) -> tuple[list[th.nn.Parameter], 
         for group in groups:
             if group["fused"] is None and group["foreach"] is None and not group["capturable"]:
                 group["fused"] = True
-    return [p for p in policy.parameters() if p in actor], [p for p in policy.parameters() if p in value]
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    return [p for p in trained if p in actor], [p for p in trained if p in value]
 
 
 def _dummy_batch(policy: ActorCriticPolicy) -> tuple[PyTorchObs, th.Tensor]:

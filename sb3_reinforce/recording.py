@@ -8,12 +8,12 @@ its episodes is a stopping time, and by Wald's identity the summed gradient stay
 
 import warnings
 from collections.abc import Callable, Sequence
-from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
+from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_reinforce.checks import check_finite
+from sb3_reinforce.checks import check_finite, surely_finite
 from sb3_reinforce.returns import Episodes
 
 #: The longest episode that is recorded where neither the user nor the environment sets a limit
@@ -56,6 +56,8 @@ class Recorder:
         self.recording = np.arange(n_envs)
         self._starts = [0] * n_envs
         self._first_timesteps = [0] * n_envs
+        # Where each environment's episode began, recorded or not; before the rollout if it is negative
+        self._began = [0] * n_envs
 
     @property
     def finished(self) -> bool:
@@ -67,7 +69,7 @@ class Recorder:
         :param env_id: An environment
         :return: The timestep, within its episode, that the environment is about to play
         """
-        return self._first_timesteps[env_id] + self.n_vector_steps - self._starts[env_id]
+        return self.n_vector_steps - self._began[env_id]
 
     def advance(self, dones: np.ndarray, infos: Sequence[dict[str, Any]], new_obs: Observation) -> None:
         """
@@ -125,6 +127,8 @@ class CompleteEpisodes(Recorder):
         # Nothing happens at most steps, and this runs at every one of them
         if self.n_vector_steps < self._next_cut and not np.count_nonzero(dones):
             return
+        for env_id in np.flatnonzero(dones).tolist():
+            self._began[env_id] = self.n_vector_steps
         still_recording = []
         for env_id in self.recording.tolist():
             if dones[env_id]:
@@ -145,15 +149,24 @@ class CompleteEpisodes(Recorder):
             return self._n_played[env_id] >= self.n_episodes
         return self.n_vector_steps >= self.n_steps
 
-    def warn_of_cut(self) -> None:
-        """Tell the user that an episode was cut at the horizon, and what can be done about it."""
+    def warn_of_cut(self, own_limits: Sequence[bool]) -> bool:
+        """
+        Tell the user if an episode was cut at a horizon that is not the environment's, and what can be done about it.
+
+        :param own_limits: For each environment, whether the horizon is ours
+        :return: Whether there was anything to tell
+        """
+        env_id = next((env_id for env_id in self.cut if own_limits[env_id]), None)
+        if env_id is None:
+            return False
         warnings.warn(
-            f"An episode was cut after {self.horizons[self.cut[0]]} timesteps and treated as truncated. "
+            f"An episode was cut after {self.horizons[env_id]} timesteps and treated as truncated. "
             "Set `horizon` to the length you want (by default it is the environment's own limit, or 10,000 timesteps where "
             "it declares none), or learn from fixed-length rollouts with `complete_episodes=False`.",
             UserWarning,
             stacklevel=2,
         )
+        return True
 
 
 class FixedLength(Recorder):
@@ -169,11 +182,13 @@ class FixedLength(Recorder):
         super().__init__(n_envs)
         self.n_steps = n_steps
         self._first_timesteps = list(first_timesteps)
+        self._began = [-timestep for timestep in first_timesteps]
 
     def advance(self, dones: np.ndarray, infos: Sequence[dict[str, Any]], new_obs: Observation) -> None:
         self.n_vector_steps += 1
         for env_id in np.flatnonzero(dones).tolist():
             self._end_episode(env_id, truncation_observation(infos[env_id]))
+            self._began[env_id] = self.n_vector_steps
         if self.n_vector_steps >= self.n_steps:
             self.next_timesteps = [self.timestep(env_id) for env_id in range(self.n_envs)]
             for env_id in np.flatnonzero(~dones).tolist():
@@ -211,19 +226,13 @@ def stack(observations: Sequence[Observation | None]) -> Observation:
     return np.stack([np.asarray(obs) for obs in observations])
 
 
-def _sum_of_squares(obs: np.ndarray) -> float:
-    if obs.dtype.kind != "f":
-        return 0.0
-    flat = obs.ravel()
-    return flat.dot(flat)
-
-
 def check_step(
     new_obs: Observation,
     rewards: np.ndarray,
     dones: np.ndarray,
     infos: Sequence[dict[str, Any]],
     timestep: Callable[[int], int],
+    normalizer: VecNormalize | None = None,
 ) -> None:
     """
     :param new_obs: Observations after a vector step
@@ -231,10 +240,14 @@ def check_step(
     :param dones: Whether the episodes ended with it
     :param infos: The environments' infos, with the terminal observations
     :param timestep: Gives the timestep within its episode that an environment has just played
+    :param normalizer: What has normalized the observations and rewards
     :raises ValueError: If a number among them is not finite
     """
-    # A sum of squares is finite only if all of its numbers are: 1 us instead of 5, at every step
-    if not (isinstance(new_obs, np.ndarray) and isfinite(rewards.dot(rewards) + _sum_of_squares(new_obs))):
+    if not (isinstance(new_obs, np.ndarray) and surely_finite(rewards) and surely_finite(new_obs)):
+        if normalizer is not None:
+            # A single bad number makes all that is normalized with it bad
+            check_finite("reward", normalizer.get_original_reward(), timestep)
+            check_finite("observation", normalizer.get_original_obs(), lambda env_id: timestep(env_id) + 1)
         check_finite("reward", rewards, timestep)
         check_finite("observation", new_obs, lambda env_id: timestep(env_id) + 1)
     if np.count_nonzero(dones):

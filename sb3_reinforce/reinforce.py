@@ -11,20 +11,20 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce import checks
 from sb3_reinforce.acting import PolicySampler, make_sampler
 from sb3_reinforce.baselines import BaselineFunction
 from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, whole_rollout
-from sb3_reinforce.environments import check_resets, episode_limits
+from sb3_reinforce.environments import check_resets, enforces_limits, episode_limits
 from sb3_reinforce.estimator import (
     Gradients,
     all_or_nothing,
     check_losses,
+    check_update,
     estimate_gradients,
-    evaluate_log_probs,
     fit_critic,
     gradient_step,
     log_prob_weights,
@@ -32,6 +32,9 @@ from sb3_reinforce.estimator import (
 from sb3_reinforce.evaluation import evaluate_rollout
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, group_parameters
 from sb3_reinforce.recording import DEFAULT_HORIZON, CompleteEpisodes, FixedLength, Recorder, check_step
+
+#: Large steps at first, and a tenth of them by the end, so that what was learned is not lost again in the noise of an update
+DEFAULT_LEARNING_RATE = LinearSchedule(start=1e-2, end=1e-3, end_fraction=1.0)
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
@@ -54,7 +57,8 @@ class REINFORCE(OnPolicyAlgorithm):
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
+    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0);
+        by default it falls linearly from 0.01 to 0.001 over the run
     :param n_steps: The number of steps to run for each environment per update. With complete episodes it is the least
         number: each environment then finishes the episode that it is in
     :param n_episodes: If given, each environment contributes so many episodes per update (fewer only after a cut at the
@@ -65,8 +69,9 @@ class REINFORCE(OnPolicyAlgorithm):
         ``reward_to_go=True`` only
     :param reward_to_go: Weight each action by the return from its own timestep on; ``False``: by that of the whole episode
     :param baseline: What is subtracted from the returns: ``None``; ``"mean"`` of the batch (slightly biased, the sample
-        itself is in it); ``"leave_one_out"``, the mean of the other episodes at the same timestep; ``"value"``, the policy's
-        critic as it was before this batch; or a callable ``baseline(returns, timesteps, episode_ids)`` of flat float arrays,
+        itself is in it); ``"leave_one_out"``, the mean of the other episodes at the same timestep; ``"linear"``, a ridge
+        regression on the other episodes' observations and times; ``"value"``, the policy's critic as it was before this
+        batch; or a callable ``baseline(returns, timesteps, episode_ids)`` of flat float arrays,
         one number per recorded timestep, that returns an array of that shape
     :param complete_episodes: ``False``: SB3's rollouts of ``n_steps``, whose unfinished tails are bootstrapped with the
         critic
@@ -117,7 +122,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-3,
+        learning_rate: float | Schedule = DEFAULT_LEARNING_RATE,
         n_steps: int = 512,
         n_episodes: int | None = None,
         batch_size: int = 256,
@@ -210,7 +215,6 @@ class REINFORCE(OnPolicyAlgorithm):
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
         self._sampler: PolicySampler | None = None
         self._action_rng: np.random.Generator | None = None
-        self._episode_limits: list[int | None] | None = None
         super()._setup_model()
         self._setup_optimizer()
 
@@ -247,8 +251,10 @@ class REINFORCE(OnPolicyAlgorithm):
         :param env: The training environments
         :raises ValueError: If the arguments do not fit them
         """
-        if isinstance(self.baseline, str) and self.baseline == "leave_one_out":
-            checks.check_holds_two_episodes(env.num_envs, self.n_steps, self.n_episodes)
+        if isinstance(self.baseline, str) and self.baseline in ("leave_one_out", "linear"):
+            checks.check_holds_two_episodes(env.num_envs, self.n_steps, self.n_episodes, self.baseline)
+        if isinstance(self.baseline, str) and self.baseline == "linear":
+            checks.check_linear(env.observation_space)
 
     def _setup_learn(
         self,
@@ -265,7 +271,7 @@ class REINFORCE(OnPolicyAlgorithm):
         checks.check_buffer(self.rollout_buffer, vars(self))
         if self.complete_episodes:
             check_resets(self.env)
-        self._episode_limits = episode_limits(self.env)
+        self._read_limits(self.env)
         self._sampler = None
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
@@ -289,10 +295,10 @@ class REINFORCE(OnPolicyAlgorithm):
         if not isinstance(rollout_buffer, EpisodeRolloutBuffer):
             return self._collect_with_sb3(env, callback, rollout_buffer, n_rollout_steps)
         self.policy.set_training_mode(False)
-        sampler = self._start_sampler(env)
         recorder = self._start_recorder(env, n_rollout_steps)
         rollout_buffer.reset()
         callback.on_rollout_start()
+        sampler = self._start_sampler(env)
         timestep = recorder.timestep
         checks.check_finite("observation", self._last_obs, timestep)  # type: ignore[arg-type]
 
@@ -311,7 +317,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 self._last_obs = None
                 return False
 
-            check_step(new_obs, rewards, dones, infos, timestep)  # type: ignore[arg-type]
+            check_step(new_obs, rewards, dones, infos, timestep, self._vec_normalize_env)  # type: ignore[arg-type]
             recording = recorder.recording
             if np.count_nonzero(dones):
                 self._update_info_buffer([infos[i] for i in recording], dones[recording])
@@ -351,14 +357,18 @@ class REINFORCE(OnPolicyAlgorithm):
         if not self._last_episode_starts.all():
             self._last_obs = env.reset()  # type: ignore[assignment]
             self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
-        return CompleteEpisodes(env.num_envs, n_rollout_steps, self.n_episodes, self._horizons(env))
+        return CompleteEpisodes(env.num_envs, n_rollout_steps, self.n_episodes, self._horizons)
 
-    def _horizons(self, env: VecEnv) -> list[int]:
-        if self._episode_limits is None:
-            self._episode_limits = episode_limits(env)
-        if self.horizon is not None:
-            return [self.horizon] * env.num_envs
-        return [DEFAULT_HORIZON if limit is None else limit for limit in self._episode_limits]
+    def _read_limits(self, env: VecEnv) -> None:
+        limits = episode_limits(env)
+        self._horizons = [self.horizon or limit or DEFAULT_HORIZON for limit in limits]
+        # Whose limit it is that an episode is cut at, and whether one is to be expected that the environment does not keep
+        self._own_limits = [horizon != limit for horizon, limit in zip(self._horizons, limits, strict=True)]
+        enforced = enforces_limits(env)
+        self._cuts_expected = any(
+            horizon < limit or not enforced if limit is not None else self.horizon is not None
+            for horizon, limit in zip(self._horizons, limits, strict=True)
+        )
 
     def _to_environment(self, actions: np.ndarray) -> np.ndarray:
         """The actions as the environment takes them: SB3 samples Gaussians without bounds."""
@@ -384,9 +394,8 @@ class REINFORCE(OnPolicyAlgorithm):
         )
         if isinstance(recorder, FixedLength):
             self._reached_timesteps = recorder.next_timesteps
-        elif isinstance(recorder, CompleteEpisodes) and recorder.cut and not self._warned_of_horizon:
-            self._warned_of_horizon = True
-            recorder.warn_of_cut()
+        elif isinstance(recorder, CompleteEpisodes) and not self._warned_of_horizon:
+            self._warned_of_horizon = recorder.warn_of_cut(self._own_limits)
         self._record_rollout(len(recorded), episodes.n_timesteps, recorder.n_vector_steps * recorder.n_envs)
 
     def _only_earlier_episodes(self) -> bool:
@@ -394,7 +403,7 @@ class REINFORCE(OnPolicyAlgorithm):
         Whether the existence of an environment's later episodes depends on the earlier ones, so that they must not
         be in their baseline.
         """
-        return self.n_episodes is None or self.horizon is not None
+        return self.n_episodes is None or self._cuts_expected
 
     def _record_rollout(self, n_episodes: int, n_recorded: int, n_played: int) -> None:
         self._n_rollout_episodes = n_episodes
@@ -406,7 +415,13 @@ class REINFORCE(OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """The fixed-length rollout of a user's own buffer, by SB3's own calls."""
-        if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
+        try:
+            completed = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        except ValueError:
+            # If the policy refused an observation, say which
+            checks.check_finite("observation", self._last_obs, lambda env_id: rollout_buffer.pos, of="the rollout")  # type: ignore[arg-type]
+            raise
+        if not completed:
             self._last_obs = None
             return False
         checks.check_filled_buffer(rollout_buffer)
@@ -470,10 +485,10 @@ class REINFORCE(OnPolicyAlgorithm):
                     self.batch_size,
                     self.max_grad_norm,
                 )
+            approx_kl = check_update(self.policy, batch.observations, actions, gradients.log_probs)
 
         self._n_updates += 1
-        log_ratio = evaluate_log_probs(self.policy, batch.observations, actions) - gradients.log_probs
-        self._record_update(gradients, grad_norm, approx_kl=float((th.exp(log_ratio) - 1 - log_ratio).mean()))
+        self._record_update(gradients, grad_norm, approx_kl)
 
     def _record_update(self, gradients: Gradients, grad_norm: float, approx_kl: float) -> None:
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -526,7 +541,9 @@ class REINFORCE(OnPolicyAlgorithm):
         :return: New model instance with loaded parameters
         :raises ValueError: If a name is no argument, or a value is none that the argument takes
         """
-        known = {**inspect.signature(super().load).parameters, **inspect.signature(cls).parameters}
+        classes = [base for base in cls.__mro__ if issubclass(base, OnPolicyAlgorithm)]
+        known = {name for base in classes for name in inspect.signature(base).parameters}
+        known.update(inspect.signature(super().load).parameters)
         checks.check_names(kwargs, known, f"{cls.__name__}.load")
         return super().load(path, *args, **kwargs)
 
@@ -535,7 +552,9 @@ class REINFORCE(OnPolicyAlgorithm):
             *super()._excluded_save_params(),
             "_sampler",
             "_action_rng",
-            "_episode_limits",
+            "_horizons",
+            "_own_limits",
+            "_cuts_expected",
             "_actor_parameters",
             "_value_parameters",
             "_critic_parameters",

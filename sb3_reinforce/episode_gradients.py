@@ -1,0 +1,249 @@
+r"""
+The noise of the gradient estimate, from the gradients of single episodes or of groups of them.
+
+The estimate of a batch is a sum over its timesteps, hence over its :math:`N` episodes, or over groups :math:`k` of
+:math:`n_k` of them:
+
+.. math::
+    \hat G = \sum_t \omega_t \nabla \log \pi(a_t | s_t) = \sum_k s_k, \qquad \omega_t = w_t A_t / Z.
+
+Were :math:`Z` and the scale of the advantages given, :math:`\hat G` would be the mean of independent :math:`g_i = N s_i`, one
+for each episode. But with the episodes the number of timesteps fluctuates too, and the standard deviation that the
+advantages are divided by, and the estimate is their ratio: an episode with large gradients also enlarges what the sum is
+divided by. To first order in :math:`1/N` (the variance of a ratio estimator: Cochran, 1977, "Sampling Techniques", sec. 6.3),
+the deviation of :math:`\hat G` is the mean of
+
+.. math:: e_i = N (s_i - c_i \hat G), \qquad \sum_i c_i = 1,
+
+where :math:`c_i` is the share of the episode in the divisor, so that :math:`\operatorname{Cov}(\hat G) = \Sigma / N` with
+:math:`\Sigma` the covariance of the :math:`e_i`. An average over episodes without normalization has :math:`c_i = 1/N`: there,
+:math:`e_i = g_i - \hat G` and nothing is approximate.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_reinforce.estimator import pieces, take
+from sb3_reinforce.policies import has_sb3_forward
+from sb3_reinforce.returns import Episodes
+
+
+def divisor_shares(advantages: np.ndarray, episodes: Episodes, average_over: str, normalize_advantage: bool) -> np.ndarray:
+    r"""
+    By how much each timestep enlarges what the estimate is divided by, :math:`c_t = \partial \log (Z \sigma) / \partial t` in
+    the sense that they sum to 1: each timestep (or each episode) adds :math:`1/Z` to :math:`\log Z`, and one with the
+    normalized advantage :math:`\tilde A_t` adds :math:`(\tilde A_t^2 - 1) / 2T` to :math:`\log \sigma`.
+
+    :param advantages: Advantages, normalized or not, shape ``(n_timesteps,)``
+    :param episodes: How the timesteps divide into episodes
+    :param average_over: What the estimate is divided by, the number of ``"timesteps"`` or of ``"episodes"``
+    :param normalize_advantage: Whether it is divided by the standard deviation of the advantages, too
+    :return: Shape ``(n_timesteps,)``, float64
+    """
+    n_timesteps = episodes.n_timesteps
+    shares = np.full(n_timesteps, 1.0 / n_timesteps)
+    if average_over == "episodes":
+        shares = np.repeat(1.0 / (len(episodes.lengths) * episodes.lengths), episodes.lengths)
+    squares = (advantages - np.mean(advantages, dtype=np.float64)) ** 2
+    if normalize_advantage and squares.any():
+        shares = shares + 0.5 * (squares / squares.mean() - 1.0) / n_timesteps
+    return shares
+
+
+def covariance_trace(
+    squared_parts: np.ndarray, cross: float, squared_norm: float, shares: np.ndarray, sizes: np.ndarray
+) -> float:
+    r"""
+    The trace of the covariance of the estimate, from its parts of independent groups of episodes:
+
+    .. math::
+        \frac{\operatorname{tr} \hat \Sigma}{N} = \frac{N}{K - 1} \sum_k \frac{1}{n_k} |s_k - c_k \hat G|^2
+        = \frac{N}{K - 1} \Big( \sum_k \frac{|s_k|^2}{n_k} - 2 \hat G \cdot \sum_k \frac{c_k s_k}{n_k}
+        + |\hat G|^2 \sum_k \frac{c_k^2}{n_k} \Big).
+
+    With :math:`c_k = n_k / N` this is the mean square between groups over :math:`N`, unbiased for any sizes of the groups: for
+    groups of one episode the sample covariance with :math:`N - 1` in the denominator, and for groups of equal size
+    :math:`\mathcal{S} / N` of McCandlish et al. (2018, arXiv 1812.06162), appendix A.1.
+
+    :param squared_parts: :math:`|s_k|^2`, shape ``(n_groups,)``, at least two
+    :param cross: :math:`\hat G \cdot \sum_k c_k s_k / n_k`
+    :param squared_norm: :math:`|\hat G|^2`
+    :param shares: :math:`c_k`, shape ``(n_groups,)``, which sum to 1
+    :param sizes: Number of episodes :math:`n_k` of each group, shape ``(n_groups,)``
+    :return: The trace, in squared units of the gradient
+    :raises ValueError: If there are fewer than two groups
+    """
+    if len(sizes) < 2:
+        raise ValueError(f"A covariance needs at least two groups of episodes, got {len(sizes)}.")
+    squares = np.sum(squared_parts / sizes) - 2.0 * cross + squared_norm * np.sum(shares**2 / sizes)
+    # Parts that are all alike leave a rounding error of either sign
+    return float(np.sum(sizes) * max(squares, 0.0) / (len(sizes) - 1))
+
+
+class EstimateNoise(NamedTuple):
+    r"""
+    How noisy the gradient estimate of a batch is.
+
+    :param squared_norm: :math:`|\hat G|^2` of the estimate itself; less the trace, it estimates :math:`|G|^2` without bias
+        (:math:`|\mathcal{G}|^2` of McCandlish et al., 2018, arXiv 1812.06162, appendix A.1)
+    :param covariance_trace: Trace of the covariance of the estimate
+    :param cosine: Cosine between the gradients of the even and of the odd groups; ``None`` if one of them is zero
+    """
+
+    squared_norm: float
+    covariance_trace: float
+    cosine: float | None
+
+
+def measure_noise(
+    policy: ActorCriticPolicy,
+    observations: PyTorchObs,
+    actions: th.Tensor,
+    weights: th.Tensor,
+    shares: np.ndarray,
+    groups: Sequence[slice],
+    sizes: np.ndarray,
+    parameters: Sequence[th.nn.Parameter],
+) -> list[EstimateNoise]:
+    """
+    The noise of several estimates, which weigh the same timesteps differently. No more than four gradients per weighting
+    are in memory at a time.
+
+    :param policy: The policy
+    :param observations: Observations of the batch
+    :param actions: Actions of the batch
+    :param weights: Weight of each log-probability, shape ``(n_weightings, n_timesteps)``
+    :param shares: See :func:`divisor_shares`, shape ``(n_weightings, n_timesteps)``
+    :param groups: The timesteps of each group of episodes, at least two
+    :param sizes: Number of episodes in each group, shape ``(n_groups,)``
+    :param parameters: The parameters to differentiate with respect to
+    :return: The noise under each weighting
+    """
+    group_shares = np.stack([shares[:, group].sum(axis=1) for group in groups])
+    shape = (len(weights), sum(parameter.numel() for parameter in parameters))
+    halves = [th.zeros(shape, device=weights.device) for _ in range(2)]
+    weighed = th.zeros(shape, device=weights.device)
+    squared_parts = np.empty(group_shares.shape)
+    for k, part in enumerate(group_gradients(policy, observations, actions, weights, groups, parameters)):
+        squared_parts[k] = _products(part, part)
+        halves[k % 2] += part
+        weighed += part * th.as_tensor(group_shares[k][:, None] / sizes[k], dtype=part.dtype, device=part.device)
+    total = halves[0] + halves[1]
+    squared_norms, crosses = _products(total, total), _products(total, weighed)
+    even, odd, product = (_products(halves[i], halves[j]) for i, j in ((0, 0), (1, 1), (0, 1)))
+    return [
+        EstimateNoise(
+            float(squared_norms[i]),
+            covariance_trace(squared_parts[:, i], crosses[i], squared_norms[i], group_shares[:, i], sizes),
+            float(np.clip(product[i] / np.sqrt(even[i] * odd[i]), -1.0, 1.0)) if even[i] * odd[i] > 0.0 else None,
+        )
+        for i in range(len(weights))
+    ]
+
+
+def _products(a: th.Tensor, b: th.Tensor) -> np.ndarray:
+    """Scalar products of the rows, in float64 without a copy of the whole in it."""
+    return np.array([th.sum(x * y, dtype=th.float64).item() for x, y in zip(a, b, strict=True)])
+
+
+def divide(episodes: Episodes, max_groups: int) -> tuple[list[slice], np.ndarray]:
+    """
+    Divide the episodes, in their order, into groups of nearly equal numbers.
+
+    :param episodes: The episodes of a rollout
+    :param max_groups: The largest number of groups; with fewer episodes than that, each is a group of its own
+    :return: The timesteps of each group, and how many episodes it holds, shape ``(n_groups,)``
+    """
+    n_episodes = len(episodes.lengths)
+    n_groups = min(max_groups, n_episodes)
+    bounds = np.arange(n_groups + 1) * n_episodes // n_groups
+    rows = np.append(0, np.cumsum(episodes.lengths))[bounds].tolist()
+    return [slice(first, stop) for first, stop in pairwise(rows)], np.diff(bounds)
+
+
+def group_gradients(
+    policy: ActorCriticPolicy,
+    observations: PyTorchObs,
+    actions: th.Tensor,
+    weights: th.Tensor,
+    groups: Sequence[slice],
+    parameters: Sequence[th.nn.Parameter],
+) -> Iterator[th.Tensor]:
+    r"""
+    The parts :math:`s_k = \sum_{t \in k} \omega_t \nabla \log \pi(a_t|s_t)` of an estimate, for several weightings of the
+    same timesteps at once.
+
+    One forward pass per group, and one backward pass per weighting over that group alone: each timestep is visited as
+    often as in a single gradient of the whole batch, and it is exact for any policy. (Batched backward passes over the
+    whole batch do the work of all groups for each of them, and took 2 to 60 times as long; ``torch.func.vmap`` over padded
+    groups takes a third of the time for a small MLP, but no policy class as a whole.) Nothing of the policy changes.
+
+    :param policy: The policy
+    :param observations: Observations of the batch
+    :param actions: Actions of the batch
+    :param weights: Weights :math:`\omega_t`, shape ``(n_weightings, n_timesteps)``
+    :param groups: The timesteps of each group
+    :param parameters: The parameters to differentiate with respect to
+    :return: For each group a tensor of shape ``(n_weightings, n_parameters)``
+    """
+    for group in groups:
+        with _left_alone(policy), th.enable_grad():
+            gradients = _gradients(policy, take(observations, group), actions[group], weights[:, group], parameters)
+        yield gradients
+
+
+def _gradients(
+    policy: ActorCriticPolicy,
+    observations: PyTorchObs,
+    actions: th.Tensor,
+    weights: th.Tensor,
+    parameters: Sequence[th.nn.Parameter],
+) -> th.Tensor:
+    n_weightings = len(weights)
+    total = th.zeros(n_weightings, sum(parameter.numel() for parameter in parameters), device=weights.device)
+    for rows in pieces(observations, len(actions)):
+        if has_sb3_forward(policy):
+            log_probs = policy.get_distribution(take(observations, rows)).log_prob(actions[rows])
+        else:
+            log_probs = policy.evaluate_actions(take(observations, rows), actions[rows])[1]
+        for i in range(n_weightings):
+            # `grad` returns the gradients and leaves those that the parameters carry as they are
+            gradients = th.autograd.grad(
+                log_probs,
+                parameters,
+                weights[i, rows].to(log_probs.dtype),
+                retain_graph=i < n_weightings - 1,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            total[i] += th.cat([gradient.flatten() for gradient in gradients])
+    return total
+
+
+@contextmanager
+def _left_alone(policy: ActorCriticPolicy) -> Iterator[None]:
+    """
+    Evaluate the policy as it acts (running averages of a batch normalization, no dropout: an episode's gradient must not
+    depend on the others, and nothing may be drawn or averaged), and put back whatever the evaluation leaves behind.
+    """
+    training = [module for module in policy.modules() if module.training]
+    # The distribution is kept by the policy, and a graph behind it could not be copied
+    distribution = getattr(policy, "action_dist", None)
+    state = dict(vars(distribution)) if distribution is not None else {}
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        if distribution is not None:
+            vars(distribution).clear()
+            vars(distribution).update(state)

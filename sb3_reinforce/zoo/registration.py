@@ -1,0 +1,234 @@
+"""Makes ``reinforce`` an algorithm of RL Zoo's, in the dictionaries and the class that all its scripts share."""
+
+import copy
+import functools
+import importlib
+import inspect
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sb3_reinforce.checks import check_names
+from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.zoo.search import convert_reinforce_params, sample_reinforce_params
+
+ALGO = "reinforce"
+# What ExperimentManager takes for the best trial of a study
+BEST_TRIAL = "best"
+# Keys of an entry that RL Zoo keeps for itself
+ZOO_KEYS = (
+    "callback",
+    "env_kwargs",
+    "env_wrapper",
+    "frame_stack",
+    "monitor_kwargs",
+    "n_envs",
+    "n_timesteps",
+    "normalize",
+    "vec_env_wrapper",
+)
+_EXP_MANAGER = "rl_zoo3.exp_manager"
+
+
+def register() -> None:
+    """
+    Add REINFORCE to RL Zoo as ``reinforce``. Calling it again, or from several places, changes nothing more.
+
+    :raises ImportError: If RL Zoo is not installed
+    """
+    try:
+        from rl_zoo3 import hyperparams_opt, utils
+    except ModuleNotFoundError as error:
+        if error.name != "rl_zoo3":
+            raise
+        raise ImportError('RL Zoo is not installed, please run `pip install "sb3-reinforce[zoo]"`.') from error
+
+    # In place: RL Zoo's scripts import the dictionaries by name. What someone else put there stays
+    utils.ALGOS.setdefault(ALGO, REINFORCE)
+    hyperparams_opt.HYPERPARAMS_SAMPLER.setdefault(ALGO, sample_reinforce_params)
+    hyperparams_opt.HYPERPARAMS_CONVERTER.setdefault(ALGO, convert_reinforce_params)
+
+    exp_manager = sys.modules.get(_EXP_MANAGER)
+    if exp_manager is None:
+        # First the environments: RL Zoo imports a `custom_envs.py` with them, which may well call this function
+        importlib.import_module("rl_zoo3.import_envs")
+        exp_manager = importlib.import_module(_EXP_MANAGER)
+    if "ExperimentManager" in vars(exp_manager):
+        _extend(exp_manager.ExperimentManager)
+    else:
+        # A `custom_envs.py` calls from amidst the import of that very module
+        exp_manager.__class__ = _ExtendedOnFirstUse
+
+
+def default_config() -> Path:
+    """
+    :return: The file with the hyperparameters that are used when the user names none
+    """
+    package = Path(__file__).parent.parent
+    shipped = package / "zoo_configs" / f"{ALGO}.yml"
+    # In a checkout it lies beside the package
+    return shipped if shipped.is_file() else package.parent / "zoo_configs" / f"{ALGO}.yml"
+
+
+class _ExtendedOnFirstUse(ModuleType):
+    """A module that is still being imported, whose class can be extended only when someone asks for it."""
+
+    @property
+    def ExperimentManager(self) -> type:
+        try:
+            manager = vars(self)["ExperimentManager"]
+        except KeyError:
+            raise AttributeError(f"module {self.__name__!r} has no attribute 'ExperimentManager' yet") from None
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        _extend(manager)
+        return manager
+
+
+def _extend(manager: Any) -> None:
+    """
+    Teach RL Zoo's ``ExperimentManager`` what it cannot look up for this algorithm. In place, since scripts hold it by name.
+
+    :param manager: The class
+    """
+    if "_extended_for_reinforce" in vars(manager):
+        return
+    manager._extended_for_reinforce = True
+    manager.__init__ = _with_default_config(manager.__init__)
+    manager.read_hyperparameters = _with_any_trial(manager.read_hyperparameters)
+    manager.load_trial = _with_best_trial(manager.load_trial)
+    manager._preprocess_hyperparams = _with_own_keys(manager._preprocess_hyperparams)
+    manager.objective = _with_drawn_gamma(manager.objective)
+    manager.hyperparameters_optimization = _with_prepared_storage(manager.hyperparameters_optimization)
+
+
+def _with_default_config(init: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if self.algo == ALGO and not signature.bind(self, *args, **kwargs).arguments.get("config"):
+            self.config = str(default_config())
+
+    return wrapper
+
+
+def _with_any_trial(read_hyperparameters: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(read_hyperparameters)
+    def wrapper(self: Any) -> Any:
+        # RL Zoo itself would go on without the study
+        if self.trial_id == BEST_TRIAL or (self.algo == ALGO and self.trial_id is not None):
+            if not (self.storage and self.study_name):
+                raise ValueError(
+                    f"`--trial-id {self.trial_id}` is a trial of a study: please pass its `--storage` and `--study-name` too."
+                )
+            if self.trial_id == 0:
+                self.trial_id = "0"  # RL Zoo takes the number for no trial at all
+        return read_hyperparameters(self)
+
+    return wrapper
+
+
+def _with_best_trial(load_trial: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    @functools.wraps(load_trial)
+    def wrapper(
+        self: Any, storage: str, study_name: str, trial_id: int | str | None = None, convert: bool = True
+    ) -> dict[str, Any]:
+        if isinstance(trial_id, str):
+            trial_id = None if trial_id == BEST_TRIAL else int(trial_id)
+        try:
+            return load_trial(self, storage, study_name, trial_id, convert)
+        except (IndexError, KeyError) as error:
+            if self.algo != ALGO:
+                raise
+            missing = "no such study" if isinstance(error, KeyError) else f"no trial {trial_id} in the study"
+            raise ValueError(f"There is {missing}: {study_name!r} in {storage!r}.") from error
+
+    return wrapper
+
+
+def _with_own_keys(preprocess: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(preprocess)
+    def wrapper(self: Any, hyperparams: dict[str, Any]) -> Any:
+        if self.algo == ALGO:
+            hyperparams = _preprocess_own_keys(self, hyperparams)
+        return preprocess(self, hyperparams)
+
+    return wrapper
+
+
+def _preprocess_own_keys(manager: Any, hyperparams: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param manager: An ``ExperimentManager``
+    :param hyperparams: An entry, as it stands in a file
+    :return: The entry with the keys ready that RL Zoo does not know
+    :raises ValueError: If a key exists neither in RL Zoo nor as an argument of the algorithm, or is no learning rate
+    """
+    from rl_zoo3.utils import ALGOS
+
+    algorithm = ALGOS[manager.algo]
+    parameters = inspect.signature(algorithm).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        # Here, before a folder is made: the error is the same for a new run, a resumed one and a search
+        check_names(hyperparams, [*parameters, *ZOO_KEYS], algorithm.__name__)
+    for key in ("learning_rate", "critic_learning_rate"):
+        value = hyperparams.get(key)
+        if value is None:
+            continue
+        try:
+            # Under the name that RL Zoo makes schedules for
+            schedule = manager._preprocess_schedules({"learning_rate": value})["learning_rate"]
+        except ValueError as error:
+            raise ValueError(f"`{key}` must be a number (2.0e-4, not 2e-4, in YAML) or lin_NUMBER, got {value!r}.") from error
+        if key == "critic_learning_rate":
+            hyperparams[key] = schedule
+    return hyperparams
+
+
+def _with_drawn_gamma(objective: Callable[..., float]) -> Callable[..., float]:
+    @functools.wraps(objective)
+    def wrapper(self: Any, trial: Any) -> float:
+        if self.algo == ALGO and self.normalize:
+            # The reward is scaled with the discount factor of the trial, as it will be when one trains from this trial.
+            # The sampler may be asked twice: a trial answers the same.
+            from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
+
+            drawn = HYPERPARAMS_SAMPLER[self.algo](trial, self.n_actions, self.n_envs, {})
+            self = copy.copy(self)  # trials may run in several threads
+            if "gamma" in drawn:
+                self.normalize_kwargs = {**self.normalize_kwargs, "gamma": drawn["gamma"]}
+        return objective(self, trial)
+
+    return wrapper
+
+
+def _with_prepared_storage(optimize: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(optimize)
+    def wrapper(self: Any) -> None:
+        if self.algo == ALGO and self.storage is not None and not self.storage.endswith(".log"):
+            _create_tables(self.storage)
+        optimize(self)
+
+    return wrapper
+
+
+def _create_tables(storage: str, n_attempts: int = 10) -> None:
+    """
+    Create the tables of a database. Of two workers that do so at the same time one fails, at whichever step comes second.
+
+    :param storage: Address of the database
+    :param n_attempts: How often to try; what is wrong then, the search itself will report
+    """
+    import optuna
+    from sqlalchemy.exc import DBAPIError
+
+    for _ in range(n_attempts):
+        try:
+            optuna.storages.get_storage(storage)
+            return
+        except (DBAPIError, optuna.exceptions.StorageInternalError):
+            time.sleep(random.uniform(0.05, 0.3))
