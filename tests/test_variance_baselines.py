@@ -8,10 +8,12 @@ import pytest
 import torch as th
 from environments import Scripted, vec
 from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_mdp import TinyEnv, collect_estimates, deviation, exact_gradient, make_model
 
 from sb3_reinforce import REINFORCE, baselines
+from sb3_reinforce.callbacks import GradientMonitor
 from sb3_reinforce.returns import Episodes
 
 GAMMA = 0.9
@@ -59,7 +61,7 @@ def test_a_linear_return_is_predicted():
     observations = np.random.default_rng(1).normal(size=(3000, 2))
     returns = 4.0 + 2.0 * observations[:, 0] - 0.03 * episodes.timesteps
     predicted = baselines.linear(baselines.linear_features(observations, episodes.timesteps), returns, episodes, False)
-    assert np.abs(predicted - returns).max() < 0.2
+    assert np.abs(predicted - returns).mean() < 0.05
 
 
 @pytest.mark.parametrize("only_earlier", [False, True])
@@ -111,8 +113,8 @@ def test_the_linear_baseline_leaves_the_gradient_as_it_is(reward_to_go, rollout)
     model = make_model(
         env=env, baseline="linear", reward_to_go=reward_to_go, discount_state_distribution=True, gamma=GAMMA, **arguments
     )
-    found = deviation(collect_estimates(model, 800), exact_gradient(GAMMA), model.average_over)
-    assert found.relative_error < 0.2, "too few updates to tell right from wrong"
+    found = deviation(collect_estimates(model, 300), exact_gradient(GAMMA), model.average_over)
+    assert found.relative_error < 0.25, "too few updates to tell right from wrong"
     assert found.z < 4.5
 
 
@@ -127,16 +129,16 @@ def test_a_regression_on_episodes_that_exist_because_of_this_one_is_found_out():
     env = DummyVecEnv([lambda: TinyEnv(bonus=5.0)])
     arguments: dict[str, Any] = {"baseline": "linear", "discount_state_distribution": True, "gamma": GAMMA, "n_steps": 4}
     model = make_model(model_class=LooksAhead, env=env, **arguments)
-    assert deviation(collect_estimates(model, 1600), exact_gradient(GAMMA), model.average_over).z > 6.0
+    assert deviation(collect_estimates(model, 1000), exact_gradient(GAMMA), model.average_over).z > 6.0
 
 
 def test_it_has_less_variance_than_the_mean_of_the_others():
-    def variance(baseline: str) -> float:
-        env = DummyVecEnv([lambda: TinyEnv(bonus=3.0)] * 4)
-        model = make_model(env=env, baseline=baseline, n_episodes=4, average_over="episodes", gamma=GAMMA)
-        return float(collect_estimates(model, 300).steps.var(axis=0).sum())
-
-    assert variance("linear") < 0.9 * variance("leave_one_out")
+    env = make_vec_env("CartPole-v1", 4, seed=0)
+    # At a learning rate of 0 all updates are of the same policy
+    model = REINFORCE("MlpPolicy", env, 0.0, baseline="leave_one_out", n_steps=256, gamma=0.99, seed=0, device="cpu")
+    monitor = GradientMonitor(every_n_updates=1, compare_baselines=True)
+    model.learn(8 * 1024, callback=monitor)
+    assert monitor.summary()["gradient/variance_ratio_linear"].mean() < 0.85
 
 
 # In the algorithm
