@@ -1,11 +1,11 @@
 """
-The gradient estimate of REINFORCE and the critic's regression: gradients of a policy's losses on a rollout.
+The gradient estimate of REINFORCE: gradients of a policy's losses on a rollout, and the step along them.
 
 Everything here takes a batch of whole rollouts in pieces that bound the memory; the sums over the pieces are exact.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -225,63 +225,6 @@ def evaluate_values(policy: ActorCriticPolicy, observations: PyTorchObs, n_times
     with th.no_grad():
         results = [value_function(take(observations, rows)).flatten() for rows in pieces(observations, n_timesteps)]
     return th.cat(results)
-
-
-def fit_critic(
-    policy: ActorCriticPolicy,
-    observations: PyTorchObs,
-    actions: th.Tensor,
-    returns: th.Tensor,
-    parameters: Sequence[th.nn.Parameter],
-    n_updates: int,
-    batch_size: int,
-    max_grad_norm: float,
-) -> None:
-    """
-    Regression of the critic on the returns. Only the critic's own parameters move.
-
-    :param policy: The policy
-    :param observations: Observations of the batch
-    :param actions: Actions of the batch
-    :param returns: Targets, shape ``(n_timesteps,)``
-    :param parameters: The parameters that reach the values alone
-    :param n_updates: Number of passes over the batch
-    :param batch_size: Largest number of timesteps per minibatch; the minibatches of a pass are of equal size
-    :param max_grad_norm: The largest norm of a gradient
-    :raises ValueError: If the regression diverges
-    """
-    n_timesteps = len(returns)
-    n_batches = -(-n_timesteps // batch_size)
-    inputs, value_function = _critic_inputs(policy, observations, actions)
-    # No gradient is left on the actor's parameters, so that the optimizer passes them by
-    policy.optimizer.zero_grad(set_to_none=True)
-    losses = []
-    for _ in range(n_updates):
-        order = th.from_numpy(np.random.permutation(n_timesteps)).to(returns.device)
-        for rows in order.tensor_split(n_batches):
-            loss = th.nn.functional.mse_loss(value_function(*(take(array, rows) for array in inputs)).flatten(), returns[rows])
-            gradients = th.autograd.grad(loss, parameters)
-            clip_by_norm(gradients, max_grad_norm)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            policy.optimizer.step()
-            losses.append(loss.detach())
-    if not th.stack(losses).isfinite().all():
-        raise ValueError("The value loss must be finite, got nan or infinity while the critic was fitted to the returns.")
-
-
-def _critic_inputs(
-    policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor
-) -> tuple[tuple[PyTorchObs, ...], Callable[..., th.Tensor]]:
-    """What the critic is a function of, and that function: as little as possible is computed anew in each pass."""
-    if not has_sb3_forward(policy):
-        return (observations, actions), lambda obs, action: policy.evaluate_actions(obs, action)[0]
-    if not policy.share_features_extractor:
-        return (observations,), policy.predict_values
-    with th.no_grad():
-        features = [policy.extract_features(take(observations, rows)) for rows in pieces(observations, len(actions))]
-    latents = th.cat(features)  # type: ignore[arg-type]
-    return (latents,), lambda latent: policy.value_net(policy.mlp_extractor.forward_critic(latent))
 
 
 def check_losses(

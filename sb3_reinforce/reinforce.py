@@ -18,6 +18,7 @@ from sb3_reinforce import checks
 from sb3_reinforce.acting import PolicySampler, make_sampler
 from sb3_reinforce.baselines import BaselineFunction
 from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, whole_rollout
+from sb3_reinforce.critic import fit_critic
 from sb3_reinforce.environments import check_resets, enforces_limits, episode_limits
 from sb3_reinforce.estimator import (
     Gradients,
@@ -25,7 +26,6 @@ from sb3_reinforce.estimator import (
     check_losses,
     check_update,
     estimate_gradients,
-    fit_critic,
     gradient_step,
     log_prob_weights,
 )

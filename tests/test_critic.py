@@ -1,0 +1,127 @@
+"""The critic's regression: the fast path is the slow one, and only the critic moves."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+
+from sb3_reinforce import critic
+from sb3_reinforce.policies import group_parameters
+
+
+def make(seed: int = 0, **kwargs: Any) -> tuple[ActorCriticPolicy, list[nn.Parameter]]:
+    th.manual_seed(seed)
+    policy = ActorCriticPolicy(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), lambda _: 1e-2, **kwargs)
+    group_parameters(policy)
+    return policy, [p for group in policy.optimizer.param_groups if group["critic"] for p in group["params"]]
+
+
+def fit(policy: ActorCriticPolicy, parameters: list[nn.Parameter], seed: int = 0, **kwargs: Any) -> None:
+    rng = np.random.default_rng(7)
+    observations = th.as_tensor(rng.normal(size=(100, 3)).astype(np.float32))
+    arguments: dict[str, Any] = {"n_updates": 3, "batch_size": 32, "max_grad_norm": 0.5, **kwargs}
+    np.random.seed(seed)
+    returns = arguments.pop("returns", 5 * observations.sum(dim=1) + 1)
+    critic.fit_critic(policy, observations, th.zeros(100), returns, parameters, **arguments)
+
+
+def state(policy: ActorCriticPolicy, parameters: list[nn.Parameter]) -> list[th.Tensor]:
+    moments = [policy.optimizer.state[p][name] for p in parameters for name in ("step", "exp_avg", "exp_avg_sq")]
+    return [tensor.detach().clone() for tensor in (*policy.parameters(), *moments)]
+
+
+NETS = [
+    {"net_arch": [16, 8]},
+    {"net_arch": [16, 8], "activation_fn": nn.ReLU},
+    {"net_arch": []},
+    {"net_arch": {"pi": [4], "vf": [32]}, "optimizer_kwargs": {"betas": (0.8, 0.99), "eps": 1e-3}},
+]
+
+
+@pytest.mark.parametrize("kwargs", NETS, ids=str)
+@pytest.mark.parametrize("max_grad_norm", [0.5, np.inf])
+def test_the_steps_in_numpy_are_those_in_pytorch(
+    kwargs: dict[str, Any], max_grad_norm: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, parameters = make(**kwargs)
+    assert critic.is_plain(policy, parameters)
+    other, other_parameters = make(**kwargs)
+    before = state_of_weights(policy)
+    for seed in range(2):  # the second fit goes on from the moments of the first
+        fit(policy, parameters, seed, max_grad_norm=max_grad_norm)
+        with monkeypatch.context() as patch:
+            patch.setattr(critic, "is_plain", lambda *_: False)
+            fit(other, other_parameters, seed, max_grad_norm=max_grad_norm)
+    for tensor, expected in zip(state(policy, parameters), state(other, other_parameters), strict=True):
+        th.testing.assert_close(tensor, expected, rtol=1e-3, atol=1e-5)
+    moved = [name for name, weight in before.items() if not th.equal(weight, state_of_weights(policy)[name])]
+    assert moved and all("value" in name for name in moved)
+
+
+def state_of_weights(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
+    return {name: weight.detach().clone() for name, weight in policy.named_parameters()}
+
+
+def test_the_error_falls() -> None:
+    policy, parameters = make()
+    observations = th.as_tensor(np.random.default_rng(7).normal(size=(100, 3)).astype(np.float32))
+    returns = 5 * observations.sum(dim=1) + 1
+
+    def error() -> float:
+        return float(((policy.predict_values(observations).flatten() - returns) ** 2).mean())
+
+    before = error()
+    fit(policy, parameters, n_updates=100)
+    assert error() < 0.05 * before
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_fit_that_diverges_is_an_error(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, parameters = make()
+    if not plain:
+        monkeypatch.setattr(critic, "is_plain", lambda *_: False)
+    with pytest.raises(ValueError, match="value loss must be finite"):
+        fit(policy, parameters, returns=th.full((100,), 1e30))
+
+
+class OwnValues(ActorCriticPolicy):
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        return super().evaluate_actions(obs, actions)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"activation_fn": nn.ELU},
+        {"optimizer_class": th.optim.RMSprop, "optimizer_kwargs": {}},
+        {"optimizer_class": th.optim.AdamW, "optimizer_kwargs": {}},
+        {"optimizer_kwargs": {"weight_decay": 1e-2}},
+        {"optimizer_kwargs": {"amsgrad": True}},
+        {"share_features_extractor": False},
+    ],
+    ids=str,
+)
+def test_other_critics_and_optimizers_are_left_to_pytorch(kwargs: dict[str, Any]) -> None:
+    policy, parameters = make(**kwargs)
+    assert not critic.is_plain(policy, parameters)
+    before = copy.deepcopy([p.detach().clone() for p in parameters])
+    fit(policy, parameters)
+    assert any(not th.equal(a, b) for a, b in zip(before, parameters, strict=True))
+
+
+def test_a_patched_or_hooked_critic_is_left_to_pytorch() -> None:
+    policy, parameters = make()
+    policy.value_net.register_forward_hook(lambda *_: None)
+    assert not critic.is_plain(policy, parameters)
+    policy, parameters = make()
+    policy.mlp_extractor.forward_critic = policy.mlp_extractor.forward_actor  # type: ignore[method-assign]
+    assert not critic.is_plain(policy, parameters)
+    th.manual_seed(0)
+    own = OwnValues(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), lambda _: 1e-2)
+    group_parameters(own)
+    assert not critic.is_plain(own, [p for group in own.optimizer.param_groups if group["critic"] for p in group["params"]])
