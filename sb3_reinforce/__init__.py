@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
+from sb3_reinforce.callbacks import GradientMonitor
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.reinforce import REINFORCE
 
@@ -13,6 +14,7 @@ __all__ = [
     "CnnPolicy",
     "EpisodeDictRolloutBuffer",
     "EpisodeRolloutBuffer",
+    "GradientMonitor",
     "MlpPolicy",
     "MultiInputPolicy",
 ]
