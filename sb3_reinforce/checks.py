@@ -128,6 +128,8 @@ def check_learning_rate(name: str, value: object) -> None:
     :raises ValueError: If the value is neither a non-negative number nor a schedule
     """
     if not callable(value):
+        if not isinstance(value, int | float):  # all that SB3 takes
+            raise ValueError(f"`{name}` must be a finite number of at least 0 or a schedule, got {value!r}.")
         check_number(name, value, 0)
 
 

@@ -92,6 +92,7 @@ def is_plain(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> b
     :return: Whether its critic and optimizer are the ones that are written out in NumPy: a tanh or ReLU MLP of float32 on the
         CPU, behind a features extractor that the actor shares, and Adam without extras
     """
+    optimizer = policy.optimizer
     groups = [group for group in policy.optimizer.param_groups if group["critic"] and group["params"]]
     if not has_sb3_forward(policy) or not policy.share_features_extractor or type(policy.optimizer) is not th.optim.Adam:
         return False
@@ -99,6 +100,7 @@ def is_plain(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> b
     linears, activations = layers[::2], layers[1::2]
     own = [parameter for layer in linears for parameter in layer.parameters()]
     modules = [policy.mlp_extractor, policy.mlp_extractor.value_net, *layers]
+    steps = {float(optimizer.state[p]["step"]) if optimizer.state.get(p) else 0.0 for p in own}
     return (
         len(groups) == 1
         and not any(groups[0][extra] for extra in ("weight_decay", "amsgrad", "maximize"))
@@ -111,6 +113,9 @@ def is_plain(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> b
         and all(p.dtype == th.float32 and p.device.type == "cpu" for p in own)
         and not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or "forward" in vars(m) for m in modules)
         and not any(p._backward_hooks for p in own)
+        and not optimizer._optimizer_step_pre_hooks
+        and not optimizer._optimizer_step_post_hooks
+        and len(steps) == 1
     )
 
 

@@ -30,13 +30,19 @@ def _as_limit(limit: object) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def check_resets(env: VecEnv) -> None:
+def check_resets(env: VecEnv, cuts_expected: bool) -> None:
     """
     :param env: The vectorized environment
+    :param cuts_expected: Whether episodes are cut at the horizon
     :raises ValueError: If its episodes cannot be broken off to start several environments afresh
     """
-    if env.num_envs > 1 and env.has_attr("allow_early_resets") and not all(env.get_attr("allow_early_resets")):
+    if (
+        (env.num_envs > 1 or cuts_expected)
+        and env.has_attr("allow_early_resets")
+        and not all(env.get_attr("allow_early_resets"))
+    ):
         raise ValueError(
-            "`Monitor(allow_early_resets=False)` cannot be used with complete_episodes=True and several environments, as each "
-            f"rollout starts from fresh episodes in all of them, got {env.num_envs} environments."
+            "`Monitor(allow_early_resets=False)` cannot be used with complete_episodes=True and several environments (or a "
+            "`horizon` that cuts episodes), as each rollout starts from fresh episodes in all of them, "
+            f"got {env.num_envs} environment{'s' if env.num_envs > 1 else ''}."
         )

@@ -24,6 +24,14 @@ MAX_TIMESTEPS = 2**15
 MAX_OBSERVATION_NUMBERS = 2**23
 
 
+def trainable(parameters: Sequence[th.nn.Parameter]) -> list[th.nn.Parameter]:
+    """
+    :param parameters: Parameters
+    :return: Those of them that are not frozen
+    """
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
+
 def log_prob_weights(advantages: th.Tensor, discounts: th.Tensor | None, divisor: int, normalize_advantage: bool) -> th.Tensor:
     r"""
     The weight of each log-probability in the estimate, :math:`w_t A_t / Z`.

@@ -56,19 +56,24 @@ def split_parameters(policy: ActorCriticPolicy) -> tuple[set[th.nn.Parameter], s
     observation, action = _dummy_batch(policy)
     was_training = policy.training
     policy.set_training_mode(False)
+    frozen = [parameter for parameter in policy.parameters() if not parameter.requires_grad]
+    for parameter in frozen:  # it may be trained one day
+        parameter.requires_grad_(True)
     with th.enable_grad():
         values, log_prob, entropy = policy.evaluate_actions(observation, action)
         actor_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
         actor, value = _reached_by(actor_output, policy), _reached_by(values.sum(), policy)
     policy.set_training_mode(was_training)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
     with th.no_grad():  # leaves no graph behind in the policy's distribution
         policy.evaluate_actions(observation, action)
     return actor, value
 
 
 def _reached_by(output: th.Tensor, policy: ActorCriticPolicy) -> set[th.nn.Parameter]:
-    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    if not output.requires_grad or not parameters:
+    parameters = list(policy.parameters())
+    if not output.requires_grad:
         return set()
     gradients = th.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
     return {parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
@@ -94,10 +99,9 @@ def group_parameters(policy: ActorCriticPolicy) -> tuple[list[th.nn.Parameter], 
     # Fused Adam: 1.3 to 1.6 times as fast on a small MLP
     if type(optimizer) in (th.optim.Adam, th.optim.AdamW):
         for group in groups:
-            if group["fused"] is None and group["foreach"] is None and not group["capturable"]:
+            if group["fused"] is None and not any(group[extra] for extra in ("foreach", "capturable", "differentiable")):
                 group["fused"] = True
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    return [p for p in trained if p in actor], [p for p in trained if p in value]
+    return [p for p in policy.parameters() if p in actor], [p for p in policy.parameters() if p in value]
 
 
 def _dummy_batch(policy: ActorCriticPolicy) -> tuple[PyTorchObs, th.Tensor]:

@@ -191,7 +191,7 @@ class FixedLength(Recorder):
             self._began[env_id] = self.n_vector_steps
         if self.n_vector_steps >= self.n_steps:
             self.next_timesteps = [self.timestep(env_id) for env_id in range(self.n_envs)]
-            for env_id in np.flatnonzero(~dones).tolist():
+            for env_id in np.flatnonzero(np.logical_not(dones)).tolist():
                 self._end_episode(env_id, row(new_obs, env_id), unfinished=True)
             self.recording = self.recording[:0]
 
@@ -201,7 +201,10 @@ def truncation_observation(info: dict[str, Any]) -> Observation | None:
     :param info: The info of a step that ended an episode
     :return: The episode's last observation if a time limit cut it, ``None`` if it terminated
     """
-    return info.get("terminal_observation") if info.get("TimeLimit.truncated", False) else None
+    last_obs = info.get("terminal_observation") if info.get("TimeLimit.truncated", False) else None
+    if isinstance(last_obs, dict):
+        return {key: np.array(value) for key, value in last_obs.items()}
+    return None if last_obs is None else np.array(last_obs)
 
 
 def row(obs: Observation, env_id: int) -> Observation:
@@ -253,5 +256,5 @@ def check_step(
     if np.count_nonzero(dones):
         for env_id in np.flatnonzero(dones).tolist():
             last_obs = infos[env_id].get("terminal_observation")
-            if last_obs is not None:
+            if last_obs is not None and not (isinstance(last_obs, np.ndarray) and surely_finite(last_obs)):
                 check_finite("terminal observation", stack([last_obs]), lambda i: timestep(i) + 1, [env_id])

@@ -28,6 +28,7 @@ from sb3_reinforce.estimator import (
     estimate_gradients,
     gradient_step,
     log_prob_weights,
+    trainable,
 )
 from sb3_reinforce.evaluation import evaluate_rollout
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, group_parameters
@@ -194,8 +195,6 @@ class REINFORCE(OnPolicyAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.n_critic_updates = n_critic_updates
         self.critic_learning_rate = critic_learning_rate
-        # Timestep that each environment has reached in an episode that the next rollout goes on with
-        self._reached_timesteps: list[int] | None = None
         self._warned_of_horizon = False
         if self.env is not None:
             self._check_environment(self.env)
@@ -215,6 +214,8 @@ class REINFORCE(OnPolicyAlgorithm):
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
         self._sampler: PolicySampler | None = None
         self._action_rng: np.random.Generator | None = None
+        # Timestep that each environment has reached in an episode that the next rollout goes on with
+        self._reached_timesteps: list[int] | None = None
         super()._setup_model()
         self._setup_optimizer()
 
@@ -231,9 +232,11 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def _setup_optimizer(self) -> None:
         self._actor_parameters, self._value_parameters = group_parameters(self.policy)
-        self._critic_parameters = [
-            p for group in self.policy.optimizer.param_groups if group["critic"] for p in group["params"]
-        ]
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # The last rollout ends with its episodes, beyond the total: a linear schedule must not turn negative there
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)
@@ -269,9 +272,9 @@ class REINFORCE(OnPolicyAlgorithm):
             raise ValueError("There is no environment to learn from, pass one to `load` or `set_env`.")
         self._check_environment(self.env)
         checks.check_buffer(self.rollout_buffer, vars(self))
-        if self.complete_episodes:
-            check_resets(self.env)
         self._read_limits(self.env)
+        if self.complete_episodes:
+            check_resets(self.env, self._cuts_expected)
         self._sampler = None
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
@@ -351,7 +354,9 @@ class REINFORCE(OnPolicyAlgorithm):
         """Put all environments at the start of an episode if whole ones are wanted, and begin to record."""
         assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"
         if not self.complete_episodes:
-            reached = self._reached_timesteps or [0] * env.num_envs
+            reached = self._reached_timesteps or []
+            if len(reached) != env.num_envs:  # of other environments than these
+                reached = [0] * env.num_envs
             first = [0 if starts else t for starts, t in zip(self._last_episode_starts, reached, strict=True)]
             return FixedLength(env.num_envs, n_rollout_steps, first)
         if not self._last_episode_starts.all():
@@ -363,8 +368,9 @@ class REINFORCE(OnPolicyAlgorithm):
         limits = episode_limits(env)
         self._horizons = [self.horizon or limit or DEFAULT_HORIZON for limit in limits]
         # Whose limit it is that an episode is cut at, and whether one is to be expected that the environment does not keep
-        self._own_limits = [horizon != limit for horizon, limit in zip(self._horizons, limits, strict=True)]
         enforced = enforces_limits(env)
+        # An environment that keeps its limit is never cut at it, unless a wrapper makes longer episodes of several
+        self._own_limits = [enforced or horizon != limit for horizon, limit in zip(self._horizons, limits, strict=True)]
         self._cuts_expected = any(
             horizon < limit or not enforced if limit is not None else self.horizon is not None
             for horizon, limit in zip(self._horizons, limits, strict=True)
@@ -394,8 +400,9 @@ class REINFORCE(OnPolicyAlgorithm):
         )
         if isinstance(recorder, FixedLength):
             self._reached_timesteps = recorder.next_timesteps
-        elif isinstance(recorder, CompleteEpisodes) and not self._warned_of_horizon:
-            self._warned_of_horizon = recorder.warn_of_cut(self._own_limits)
+        elif isinstance(recorder, CompleteEpisodes) and recorder.cut:
+            self._cuts_expected = True
+            self._warned_of_horizon = self._warned_of_horizon or recorder.warn_of_cut(self._own_limits)
         self._record_rollout(len(recorded), episodes.n_timesteps, recorder.n_vector_steps * recorder.n_envs)
 
     def _only_earlier_episodes(self) -> bool:
@@ -453,6 +460,10 @@ class REINFORCE(OnPolicyAlgorithm):
             self._n_rollout_episodes if self.average_over == "episodes" else len(batch.advantages),
             self.normalize_advantage,
         )
+        # What is frozen may change from one update to the next
+        actor_parameters = trainable(self._actor_parameters)
+        value_parameters = trainable(self._value_parameters) if self.uses_critic else []
+        critic_parameters = [p for p in value_parameters if all(p is not shared for shared in self._actor_parameters)]
         with all_or_nothing(self.policy):
             gradients = estimate_gradients(
                 self.policy,
@@ -462,25 +473,25 @@ class REINFORCE(OnPolicyAlgorithm):
                 batch.returns,
                 self.ent_coef,
                 self.vf_coef,
-                self._actor_parameters,
-                self._value_parameters if self.uses_critic else [],
+                actor_parameters,
+                value_parameters,
             )
             check_losses(gradients, batch, self.rollout_buffer)
             grad_norm = gradient_step(
                 self.policy.optimizer,
                 gradients,
-                self._actor_parameters,
+                actor_parameters,
                 # With vf_coef=0 the critic is left to its own passes: not even its momentum moves it here
-                self._value_parameters if self.uses_critic and self.vf_coef > 0 else [],
+                value_parameters if self.vf_coef > 0 else [],
                 self.max_grad_norm,
             )
-            if self.uses_critic and self._critic_parameters and self.n_critic_updates > 0:
+            if critic_parameters and self.n_critic_updates > 0:
                 fit_critic(
                     self.policy,
                     batch.observations,
                     actions,
                     batch.returns,
-                    self._critic_parameters,
+                    critic_parameters,
                     self.n_critic_updates,
                     self.batch_size,
                     self.max_grad_norm,
@@ -557,6 +568,6 @@ class REINFORCE(OnPolicyAlgorithm):
             "_cuts_expected",
             "_actor_parameters",
             "_value_parameters",
-            "_critic_parameters",
+            "_reached_timesteps",
             "critic_lr_schedule",
         ]
