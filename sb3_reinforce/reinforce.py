@@ -34,8 +34,8 @@ from sb3_reinforce.evaluation import evaluate_rollout
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, group_parameters
 from sb3_reinforce.recording import DEFAULT_HORIZON, CompleteEpisodes, FixedLength, Recorder, check_step
 
-#: Large steps at first, and a tenth of them by the end, so that what was learned is not lost again in the noise of an update
-DEFAULT_LEARNING_RATE = LinearSchedule(start=1e-2, end=1e-3, end_fraction=1.0)
+#: Large steps at first, and hardly any by the end, so that what was learned is not lost again in the noise of an update
+DEFAULT_LEARNING_RATE = LinearSchedule(start=1e-2, end=1e-4, end_fraction=1.0)
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
@@ -59,7 +59,7 @@ class REINFORCE(OnPolicyAlgorithm):
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0);
-        by default it falls linearly from 0.01 to 0.001 over the run
+        by default it falls linearly from 0.01 to 0.0001 over the run
     :param n_steps: The number of steps to run for each environment per update. With complete episodes it is the least
         number: each environment then finishes the episode that it is in
     :param n_episodes: If given, each environment contributes so many episodes per update (fewer only after a cut at the

@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_reinforce import REINFORCE
+from sb3_reinforce import REINFORCE, critic
 
 SMALL = {"net_arch": [8]}
 CONTINUOUS = spaces.Box(-1, 1, (2,))
@@ -565,12 +565,31 @@ def test_an_interrupt_from_a_callback_leaves_the_weights_as_they_are(buffer_clas
     assert_usable(model)
 
 
+@pytest.mark.parametrize("at", ["mse_gradient", "write_back"])
+def test_an_interrupt_while_the_critic_is_fitted_in_numpy_takes_the_whole_update_back(
+    at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(batch_size=4).learn(20)
+    before = snapshot(model)
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(critic._FlatMlp, at, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(10, reset_num_timesteps=False)
+    assert_same(before, snapshot(model))
+    assert_usable(model)
+
+
 @pytest.mark.parametrize("at", ["evaluate_actions", "predict_values", "step"])
 @pytest.mark.parametrize("call", [1, 2, 4])
 def test_an_interrupt_during_the_update_takes_the_whole_update_back(
     at: str, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make(batch_size=4).learn(20)
+    # Not Adam, whose critic is fitted in NumPy
+    model = make(batch_size=4, policy_kwargs={"optimizer_class": th.optim.RMSprop}).learn(20)
     before = snapshot(model)
     calls = []
     owner = model.policy.optimizer if at == "step" else model.policy
