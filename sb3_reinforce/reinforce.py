@@ -367,10 +367,10 @@ class REINFORCE(OnPolicyAlgorithm):
     def _read_limits(self, env: VecEnv) -> None:
         limits = episode_limits(env)
         self._horizons = [self.horizon or limit or DEFAULT_HORIZON for limit in limits]
-        # Whose limit it is that an episode is cut at, and whether one is to be expected that the environment does not keep
         enforced = enforces_limits(env)
-        # An environment that keeps its limit is never cut at it, unless a wrapper makes longer episodes of several
+        # Whose limit an episode is cut at: never the environment's if it keeps it (a wrapper may make longer episodes of several)
         self._own_limits = [enforced or horizon != limit for horizon, limit in zip(self._horizons, limits, strict=True)]
+        # Whether a cut is to be expected: at a horizon that the environment does not keep by itself
         self._cuts_expected = any(
             horizon < limit or not enforced if limit is not None else self.horizon is not None
             for horizon, limit in zip(self._horizons, limits, strict=True)
