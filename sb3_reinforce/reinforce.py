@@ -368,7 +368,7 @@ class REINFORCE(OnPolicyAlgorithm):
         limits = episode_limits(env)
         self._horizons = [self.horizon or limit or DEFAULT_HORIZON for limit in limits]
         enforced = enforces_limits(env)
-        # Whose limit an episode is cut at: never the environment's if it keeps it (a wrapper may make longer episodes of several)
+        # Whose limit a cut is at: never the environment's if it keeps it (a wrapper may make one episode of several)
         self._own_limits = [enforced or horizon != limit for horizon, limit in zip(self._horizons, limits, strict=True)]
         # Whether a cut is to be expected: at a horizon that the environment does not keep by itself
         self._cuts_expected = any(
