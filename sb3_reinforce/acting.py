@@ -25,7 +25,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_reinforce.checks import check_finite, not_finite, surely_finite
-from sb3_reinforce.policies import has_sb3_forward
+from sb3_reinforce.policies import has_own_forward, has_sb3_forward
 
 #: Steps that the noise is drawn ahead for
 NOISE_BLOCK = 256
@@ -173,7 +173,7 @@ def _is_understood(policy: ActorCriticPolicy) -> bool:
         and type(policy.mlp_extractor.policy_net) is nn.Sequential
         and type(policy.action_net) is nn.Linear
         and _alternates(list(policy.mlp_extractor.policy_net))
-        and not any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules)
+        and not any(has_own_forward(module) for module in modules)
         and all(parameter.dtype == th.float32 for parameter in policy.parameters())
     )
 

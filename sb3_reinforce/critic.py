@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_reinforce.estimator import clip_by_norm, pieces, take
-from sb3_reinforce.policies import has_sb3_forward
+from sb3_reinforce.policies import has_own_forward, has_sb3_forward
 
 
 def fit_critic(
@@ -111,7 +111,7 @@ def is_plain(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> b
         and len(own) == len(parameters)
         and all(a is b for a, b in zip(own, parameters, strict=True))
         and all(p.dtype == th.float32 and p.device.type == "cpu" for p in own)
-        and not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or "forward" in vars(m) for m in modules)
+        and not any(has_own_forward(m) or m._backward_hooks for m in modules)
         and not any(p._backward_hooks for p in own)
         and not optimizer._optimizer_step_pre_hooks
         and not optimizer._optimizer_step_post_hooks

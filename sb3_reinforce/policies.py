@@ -40,6 +40,14 @@ def has_sb3_forward(policy: ActorCriticPolicy) -> bool:
     return untouched and type(mlp) is MlpExtractor and not {"forward", "forward_actor", "forward_critic"} & vars(mlp).keys()
 
 
+def has_own_forward(module: th.nn.Module) -> bool:
+    """
+    :param module: A module, looked at without its submodules
+    :return: Whether its forward pass is not (only) its class's: patched, or with hooks
+    """
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 def split_parameters(policy: ActorCriticPolicy) -> tuple[set[th.nn.Parameter], set[th.nn.Parameter]]:
     """
     Which parameters the two outputs of a policy depend on. For a policy with methods of its own they are read off the graph
