@@ -15,6 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_reinforce.distributed import ALONE, Workers
 from sb3_reinforce.estimator import clip_by_norm, pieces, take
 from sb3_reinforce.policies import has_own_forward, has_sb3_forward
 
@@ -28,6 +29,7 @@ def fit_critic(
     n_updates: int,
     batch_size: int,
     max_grad_norm: float,
+    workers: Workers = ALONE,
 ) -> None:
     """
     Regression of the critic on the returns. Only the critic's own parameters move.
@@ -40,6 +42,8 @@ def fit_critic(
     :param n_updates: Number of passes over the batch
     :param batch_size: Largest number of timesteps per minibatch; the minibatches of a pass are of equal size
     :param max_grad_norm: The largest norm of a gradient
+    :param workers: The workers, each with a batch of its own: they take the same steps, along the gradients of all their
+        batches. A minibatch is made of a part of each worker's
     :raises ValueError: If the regression diverges
     """
     inputs, value_function = _critic_inputs(policy, observations, actions)
@@ -47,28 +51,41 @@ def fit_critic(
     policy.optimizer.zero_grad(set_to_none=True)
     if is_plain(policy, parameters):
         assert isinstance(inputs[0], th.Tensor)
-        losses = _fit_in_numpy(policy, inputs[0].numpy(), returns.numpy(), n_updates, batch_size, max_grad_norm)
+        arrays = inputs[0].numpy(), returns.numpy()
+        losses = _fit_in_numpy(policy, *arrays, n_updates, batch_size, max_grad_norm, workers)
     else:
-        terms = []
-        for _ in range(n_updates):
-            for rows in _minibatches(len(returns), batch_size):
-                batch = [take(array, th.from_numpy(rows).to(returns.device)) for array in inputs]
-                targets = returns[th.from_numpy(rows).to(returns.device)]
-                loss = nn.functional.mse_loss(value_function(*batch).flatten(), targets)
-                gradients = th.autograd.grad(loss, parameters)
-                clip_by_norm(gradients, max_grad_norm)
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.grad = gradient
-                policy.optimizer.step()
-                terms.append(loss.detach())
-        losses = th.stack(terms).tolist()
+        losses = _fit_in_torch(
+            policy, value_function, inputs, returns, parameters, n_updates, batch_size, max_grad_norm, workers
+        )
     if not np.isfinite(losses).all():
         raise ValueError("The value loss must be finite, got nan or infinity while the critic was fitted to the returns.")
 
 
-def _minibatches(n_timesteps: int, batch_size: int) -> list[np.ndarray]:
-    """One pass in random order, in minibatches of (almost) equal size."""
-    return np.array_split(np.random.permutation(n_timesteps), -(-n_timesteps // batch_size))
+def _fit_in_torch(
+    policy: ActorCriticPolicy,
+    value_function: Callable[..., th.Tensor],
+    inputs: tuple[PyTorchObs, ...],
+    returns: th.Tensor,
+    parameters: Sequence[nn.Parameter],
+    n_updates: int,
+    batch_size: int,
+    max_grad_norm: float,
+    workers: Workers,
+) -> list[float]:
+    losses = []
+    for _ in range(n_updates):
+        for indices, n_total in workers.minibatches(len(returns), batch_size):
+            rows = th.from_numpy(indices).to(returns.device)
+            values = value_function(*(take(array, rows) for array in inputs)).flatten()
+            loss = ((values - returns[rows]) ** 2).sum() / n_total
+            gradients = th.autograd.grad(loss, parameters)
+            workers.add_up(gradients)
+            clip_by_norm(gradients, max_grad_norm)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            policy.optimizer.step()
+            losses.append(loss.detach())
+    return th.stack(losses).tolist()
 
 
 def _critic_inputs(
@@ -120,16 +137,24 @@ def is_plain(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> b
 
 
 def _fit_in_numpy(
-    policy: ActorCriticPolicy, x: np.ndarray, y: np.ndarray, n_updates: int, batch_size: int, max_grad_norm: float
+    policy: ActorCriticPolicy,
+    x: np.ndarray,
+    y: np.ndarray,
+    n_updates: int,
+    batch_size: int,
+    max_grad_norm: float,
+    workers: Workers,
 ) -> list[float]:
     layers = [*policy.mlp_extractor.value_net, policy.value_net]
     critic = _FlatMlp(layers[::2], [type(layer) is nn.Tanh for layer in layers[1::2]])
     adam = _FlatAdam(policy.optimizer, critic.parameters)
+    gradient = th.from_numpy(critic.gradient)  # the same memory
     losses = []
     with np.errstate(all="ignore"):  # what diverges is found in the losses
         for _ in range(n_updates):
-            for rows in _minibatches(len(y), batch_size):
-                losses.append(critic.mse_gradient(x[rows], y[rows]))
+            for rows, n_total in workers.minibatches(len(y), batch_size):
+                losses.append(critic.mse_gradient(x[rows], y[rows], n_total))
+                workers.add_up([gradient])
                 norm = np.sqrt(critic.gradient.dot(critic.gradient))
                 critic.gradient *= min(1.0, max_grad_norm / (norm + 1e-6))
                 adam.step(critic.weights, critic.gradient)
@@ -160,12 +185,13 @@ class _FlatMlp:
         ]
         return list(zip(parts[::2], parts[1::2], strict=True))
 
-    def mse_gradient(self, x: np.ndarray, y: np.ndarray) -> float:
+    def mse_gradient(self, x: np.ndarray, y: np.ndarray, n_total: int) -> float:
         """
-        Mean squared error; its gradient is left in ``gradient``.
+        Sum of squared errors over ``n_total``; its gradient is left in ``gradient``.
 
         :param x: Inputs, shape ``(n, n_features)``
         :param y: Targets, shape ``(n,)``
+        :param n_total: What the sum is divided by
         :return: The error
         """
         activations = [x]
@@ -177,7 +203,7 @@ class _FlatMlp:
         residuals = activations[-1].dot(weight.T)
         residuals += bias
         residuals -= y[:, None]
-        delta = residuals * np.float32(2.0 / len(y))
+        delta = residuals * np.float32(2.0 / n_total)
         for i in range(len(self._layers) - 1, -1, -1):
             np.dot(delta.T, activations[i], self._gradients[i][0])
             np.sum(delta, axis=0, out=self._gradients[i][1])
@@ -191,7 +217,7 @@ class _FlatMlp:
                 else:
                     delta *= hidden > 0.0
         flat = residuals.ravel()
-        return float(flat.dot(flat)) / len(y)
+        return float(flat.dot(flat)) / n_total
 
     def write_back(self) -> None:
         """Put the weights into the parameters."""

@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSampl
 
 from sb3_reinforce.buffers import EpisodeRolloutBuffer, EpisodeRolloutBufferSamples
 from sb3_reinforce.checks import not_finite
+from sb3_reinforce.distributed import ALONE, Workers
 from sb3_reinforce.policies import has_sb3_forward
 
 #: A forward pass takes at most so many timesteps, and at most so many numbers of observations, at once
@@ -32,7 +33,13 @@ def trainable(parameters: Sequence[th.nn.Parameter]) -> list[th.nn.Parameter]:
     return [parameter for parameter in parameters if parameter.requires_grad]
 
 
-def log_prob_weights(advantages: th.Tensor, discounts: th.Tensor | None, divisor: int, normalize_advantage: bool) -> th.Tensor:
+def log_prob_weights(
+    advantages: th.Tensor,
+    discounts: th.Tensor | None,
+    divisor: int,
+    normalize_advantage: bool,
+    workers: Workers = ALONE,
+) -> th.Tensor:
     r"""
     The weight of each log-probability in the estimate, :math:`w_t A_t / Z`.
 
@@ -40,9 +47,15 @@ def log_prob_weights(advantages: th.Tensor, discounts: th.Tensor | None, divisor
     :param discounts: :math:`w_t`, shape ``(n_timesteps,)``; ``None``: 1
     :param divisor: :math:`Z`, the number of timesteps or of episodes
     :param normalize_advantage: Whether to normalize the advantages first
+    :param workers: The workers, whose advantages are normalized together
     :return: Shape ``(n_timesteps,)``
     """
-    if normalize_advantage and len(advantages) > 1:
+    if normalize_advantage and not workers.alone:
+        (moments,) = workers.moments(advantages.cpu().numpy())
+        if moments.n > 1:
+            deviation = float(moments.deviation / (moments.n - 1)) ** 0.5
+            advantages = (advantages - float(moments.mean)) / (deviation + 1e-8)
+    elif normalize_advantage and len(advantages) > 1:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     return (advantages if discounts is None else discounts * advantages) / divisor
 
@@ -80,6 +93,7 @@ def estimate_gradients(
     vf_coef: float,
     actor_parameters: Sequence[th.nn.Parameter],
     value_parameters: Sequence[th.nn.Parameter],
+    n_total: int,
 ) -> Gradients:
     r"""
     The policy gradient estimate :math:`\sum_t w_t \nabla \log \pi(a_t|s_t)` (Williams, 1992; Sutton and Barto, 2018,
@@ -95,6 +109,8 @@ def estimate_gradients(
     :param vf_coef: Coefficient of the value loss
     :param actor_parameters: Parameters that reach the log-probabilities
     :param value_parameters: Parameters that reach the values, those shared with the actor too; empty: no value loss
+    :param n_total: Number of timesteps that the means are over: of this batch, or of this one and those of other workers, to
+        whose sums it is then to be added
     :return: Losses and gradients
     """
     n_timesteps = len(weights)
@@ -112,8 +128,8 @@ def estimate_gradients(
             log_prob, entropy, piece_values = distribution.log_prob(actions[rows]), distribution.entropy(), values[rows]
         policy_loss = -(weights[rows] * log_prob).sum()
         # Where the entropy has no analytical form, minus the log-probability estimates it, as in A2C
-        entropy_loss = (log_prob if entropy is None else -entropy).sum() / n_timesteps
-        value_loss = ((returns[rows] - piece_values) ** 2).sum() / n_timesteps if has_critic else th.zeros_like(policy_loss)
+        entropy_loss = (log_prob if entropy is None else -entropy).sum() / n_total
+        value_loss = ((returns[rows] - piece_values) ** 2).sum() / n_total if has_critic else th.zeros_like(policy_loss)
         _add_gradients(actor, policy_loss + ent_coef * entropy_loss, actor_parameters, retain_graph=has_critic)
         if has_critic:
             _add_gradients(critic, vf_coef * value_loss, value_parameters, retain_graph=False)
@@ -132,6 +148,21 @@ def _add_gradients(
     ):
         if part is not None:
             total += part
+
+
+def add_up(gradients: Gradients, workers: Workers) -> Gradients:
+    """
+    :param gradients: Losses and gradients of this worker's batch, each a part of a sum
+    :param workers: The workers
+    :return: Those of all workers' batches; log-probabilities and values are left this worker's own
+    """
+    if workers.alone:
+        return gradients
+    losses = th.tensor([gradients.policy_loss, gradients.entropy_loss, gradients.value_loss])
+    losses = losses.to(gradients.log_probs)
+    workers.add_up([*gradients.actor, *gradients.critic, losses])
+    policy_loss, entropy_loss, value_loss = losses.tolist()
+    return gradients._replace(policy_loss=policy_loss, entropy_loss=entropy_loss, value_loss=value_loss)
 
 
 def clip_by_norm(gradients: Sequence[th.Tensor], max_norm: float) -> th.Tensor:
@@ -203,7 +234,13 @@ def evaluate_log_probs(policy: ActorCriticPolicy, observations: PyTorchObs, acti
     return th.cat(results)
 
 
-def check_update(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor, old_log_probs: th.Tensor) -> float:
+def check_update(
+    policy: ActorCriticPolicy,
+    observations: PyTorchObs,
+    actions: th.Tensor,
+    old_log_probs: th.Tensor,
+    workers: Workers = ALONE,
+) -> float:
     """
     How far an update moved the policy, measured after it (http://joschu.net/blog/kl-approx.html).
 
@@ -211,6 +248,7 @@ def check_update(policy: ActorCriticPolicy, observations: PyTorchObs, actions: t
     :param observations: Observations of the batch
     :param actions: Actions of the batch
     :param old_log_probs: Log-probabilities of the actions before the update, shape ``(n_timesteps,)``
+    :param workers: The workers, over whose timesteps the mean is taken
     :return: Estimate of the KL divergence of the new policy from the old one
     :raises ValueError: If the update has left weights that are not finite
     """
@@ -218,7 +256,8 @@ def check_update(policy: ActorCriticPolicy, observations: PyTorchObs, actions: t
         if not parameter.isfinite().all():
             raise ValueError(f"The weights must be finite, got NaN or infinity in {name} after the update.")
     log_ratio = evaluate_log_probs(policy, observations, actions) - old_log_probs
-    return float((th.exp(log_ratio) - 1 - log_ratio).mean())
+    terms = th.exp(log_ratio) - 1 - log_ratio
+    return float(terms.mean() if workers.alone else workers.moments(terms.cpu().numpy())[0].mean)
 
 
 def evaluate_values(policy: ActorCriticPolicy, observations: PyTorchObs, n_timesteps: int) -> th.Tensor:

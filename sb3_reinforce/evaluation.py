@@ -1,6 +1,7 @@
 """What a recorded rollout was worth: its values, returns and advantages."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -10,9 +11,10 @@ from stable_baselines3.common.utils import obs_as_tensor
 from sb3_reinforce import baselines
 from sb3_reinforce.baselines import BaselineFunction
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
+from sb3_reinforce.distributed import ALONE, Workers
 from sb3_reinforce.estimator import evaluate_values
 from sb3_reinforce.recording import RecordedEpisode, stack
-from sb3_reinforce.returns import returns_to_go, whole_episode_returns
+from sb3_reinforce.returns import Episodes, returns_to_go, whole_episode_returns
 
 
 def evaluate_rollout(
@@ -24,6 +26,7 @@ def evaluate_rollout(
     bootstrap_on_truncation: bool,
     only_earlier_episodes: bool,
     values_known: bool,
+    workers: Workers = ALONE,
 ) -> None:
     """
     Fill in the values, returns and advantages of a finished buffer.
@@ -36,6 +39,7 @@ def evaluate_rollout(
     :param bootstrap_on_truncation: Whether the critic says what follows a truncated episode
     :param only_earlier_episodes: Whether the later episodes of an environment depend on the earlier ones
     :param values_known: Whether the values are in the buffer already
+    :param workers: The workers, whose episodes a baseline of the batch is taken over
     """
     episodes = buffer.episodes
     has_critic = isinstance(baseline, str) and baseline == "value"
@@ -60,7 +64,8 @@ def evaluate_rollout(
     returns = returns_to_go(buffer.rewards, buffer.gamma, episodes, last_values)
     if not reward_to_go:
         returns = whole_episode_returns(returns, episodes)
-    buffer.advantages = _advantages(buffer, baseline, returns, reward_to_go, only_earlier_episodes).astype(np.float32)
+    advantages = _advantages(buffer, baseline, returns, reward_to_go, only_earlier_episodes, workers)
+    buffer.advantages = advantages.astype(np.float32)
 
 
 def _advantages(
@@ -69,10 +74,51 @@ def _advantages(
     returns: np.ndarray,
     reward_to_go: bool,
     only_earlier_episodes: bool,
+    workers: Workers,
 ) -> np.ndarray:
     features = linear_features(buffer) if isinstance(baseline, str) and baseline == "linear" else None
-    return returns - baselines.evaluate(
-        baseline, returns, buffer.values, buffer.episodes, reward_to_go, only_earlier_episodes, features
+    own = Batch(returns, buffer.values, buffer.episodes, features)
+    # What a baseline of the batch is taken over; the critic's says something of every timestep by itself
+    by_itself = baseline is None or (isinstance(baseline, str) and baseline == "value")
+    batches = [own] if by_itself else workers.gather(own)
+    batch = batches[0] if len(batches) == 1 else _join(batches)
+    result = baselines.evaluate(
+        baseline, batch.returns, batch.values, batch.episodes, reward_to_go, only_earlier_episodes, batch.features
+    )
+    first = 0 if by_itself else sum(len(other.returns) for other in batches[: workers.rank])
+    return returns - result[first : first + len(returns)]
+
+
+class Batch(NamedTuple):
+    """
+    What a baseline is taken over.
+
+    :param returns: Returns, shape ``(n_timesteps,)``
+    :param values: Values of the observations, shape ``(n_timesteps,)``
+    :param episodes: How the timesteps divide into episodes
+    :param features: For ``"linear"``, shape ``(n_timesteps, n_features)``
+    """
+
+    returns: np.ndarray
+    values: np.ndarray
+    episodes: Episodes
+    features: np.ndarray | None
+
+
+def _join(batches: Sequence[Batch]) -> Batch:
+    """The batches of all workers as one, their environments numbered through."""
+    n_envs = [max(batch.episodes.env_ids, default=-1) + 1 for batch in batches]
+    episodes = Episodes(
+        np.concatenate([batch.episodes.lengths for batch in batches]),
+        np.concatenate([batch.episodes.env_ids + sum(n_envs[:i]) for i, batch in enumerate(batches)]),
+        np.concatenate([batch.episodes.first_timesteps for batch in batches]),
+    )
+    features = [batch.features for batch in batches if batch.features is not None]
+    return Batch(
+        np.concatenate([batch.returns for batch in batches]),
+        np.concatenate([batch.values for batch in batches]),
+        episodes,
+        np.concatenate(features) if features else None,
     )
 
 
@@ -92,7 +138,7 @@ def advantages_under(
     returns = buffer.returns if baseline == "value" else returns_to_go(buffer.rewards, buffer.gamma, buffer.episodes)
     if not reward_to_go:
         returns = whole_episode_returns(returns, buffer.episodes)
-    return _advantages(buffer, baseline, returns, reward_to_go, only_earlier_episodes)
+    return _advantages(buffer, baseline, returns, reward_to_go, only_earlier_episodes, ALONE)
 
 
 def linear_features(buffer: EpisodeRolloutBuffer) -> np.ndarray:

@@ -1,6 +1,7 @@
 import inspect
 import io
 import pathlib
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -8,20 +9,23 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce import checks
+from sb3_reinforce import checks, distributed
 from sb3_reinforce.acting import PolicySampler, make_sampler
 from sb3_reinforce.baselines import BaselineFunction
 from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, whole_rollout
 from sb3_reinforce.critic import fit_critic
+from sb3_reinforce.distributed import Report
 from sb3_reinforce.environments import check_resets, enforces_limits, episode_limits
 from sb3_reinforce.estimator import (
     Gradients,
+    add_up,
     all_or_nothing,
     check_losses,
     check_update,
@@ -118,6 +122,7 @@ class REINFORCE(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    _cuts_expected: bool
 
     def __init__(
         self,
@@ -173,7 +178,7 @@ class REINFORCE(OnPolicyAlgorithm):
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
             verbose=verbose,
-            device=device,
+            device=distributed.local_device(device),
             seed=seed,
             _init_setup_model=False,
             supported_action_spaces=(
@@ -212,6 +217,8 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
+        self._workers = distributed.ALONE
+        self._new_infos: list[dict[str, Any]] = []  # of the present rollout's episodes, for the other workers
         self._sampler: PolicySampler | None = None
         self._action_rng: np.random.Generator | None = None
         # Timestep that each environment has reached in an episode that the next rollout goes on with
@@ -255,7 +262,9 @@ class REINFORCE(OnPolicyAlgorithm):
         :raises ValueError: If the arguments do not fit them
         """
         if isinstance(self.baseline, str) and self.baseline in ("leave_one_out", "linear"):
-            checks.check_holds_two_episodes(env.num_envs, self.n_steps, self.n_episodes, self.baseline)
+            checks.check_holds_two_episodes(
+                env.num_envs * distributed.n_launched(), self.n_steps, self.n_episodes, self.baseline
+            )
         if isinstance(self.baseline, str) and self.baseline == "linear":
             checks.check_linear(env.observation_space)
 
@@ -276,7 +285,58 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.complete_episodes:
             check_resets(self.env, self._cuts_expected)
         self._sampler = None
+        self._join_workers(total_timesteps)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _join_workers(self, total_timesteps: int) -> None:
+        """Take over what rank 0 has, if there are several workers, and go other ways from there on."""
+        if self._workers.alone and distributed.n_launched() > 1:
+            self._workers = distributed.join(self.device)
+            seed = self._workers.seed(self.seed)
+            if self._workers.rank > 0:
+                self.set_random_seed(seed)
+                self.set_logger(Logger(folder=None, output_formats=[]))
+        self._workers.start(self, total_timesteps)
+        self._cuts_expected = any(self._workers.gather(self._cuts_expected))
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if self._workers.alone:
+            return super()._init_callback(callback, progress_bar)
+        return super()._init_callback(self._workers.callback(callback, progress_bar))
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        if not self._workers.alone:
+            ended = [info for info, done in zip(infos, dones, strict=True) if done]  # type: ignore[arg-type]
+            self._new_infos += [{key: info[key] for key in ("episode", "is_success") if key in info} for info in ended]
+
+    def _share_rollout(self, goes_on: bool, n_timesteps: int = 0, n_episodes: int = 0, cut: bool = False) -> Report:
+        """
+        The end of this worker's rollout, and of those of all others: count and log what was played together.
+
+        :param goes_on: ``False``: a callback has stopped this worker
+        :param n_timesteps: Recorded timesteps
+        :param n_episodes: Recorded episodes
+        :param cut: Whether an episode was cut at the horizon
+        :return: The sums over all workers
+        """
+        n_played = self.num_timesteps - self._n_timesteps_before
+        report = self._workers.share_rollout(
+            self, Report(goes_on, n_played, n_timesteps, n_episodes, cut, tuple(self._new_infos))
+        )
+        self.num_timesteps = self._n_timesteps_before + report.n_played
+        self._new_infos.clear()
+        if not self._workers.alone:
+            super()._update_info_buffer(list(report.infos), np.ones(len(report.infos), dtype=bool))
+        if not report.goes_on:
+            # The environments stand in the middle of episodes that are never used: start afresh next time
+            self._last_obs = None
+            return report
+        self._n_rollout_episodes, self._n_rollout_timesteps = report.n_episodes, report.n_timesteps
+        self.logger.record("rollout/n_episodes", report.n_episodes)
+        self.logger.record("rollout/n_steps", report.n_timesteps)
+        self.logger.record("rollout/discarded_fraction", 1.0 - report.n_timesteps / report.n_played)
+        return report
 
     def collect_rollouts(
         self,
@@ -295,6 +355,7 @@ class REINFORCE(OnPolicyAlgorithm):
         :return: ``False`` if the callback stopped the rollout, which leaves the buffer unfinished
         :raises ValueError: If an observation, a reward or the output of the policy is not finite
         """
+        self._n_timesteps_before = self.num_timesteps
         if not isinstance(rollout_buffer, EpisodeRolloutBuffer):
             return self._collect_with_sb3(env, callback, rollout_buffer, n_rollout_steps)
         self.policy.set_training_mode(False)
@@ -316,9 +377,7 @@ class REINFORCE(OnPolicyAlgorithm):
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
-                # The environments stand in the middle of episodes that are never used: start afresh next time
-                self._last_obs = None
-                return False
+                return self._share_rollout(goes_on=False).goes_on
 
             check_step(new_obs, rewards, dones, infos, timestep, self._vec_normalize_env)  # type: ignore[arg-type]
             recording = recorder.recording
@@ -330,7 +389,8 @@ class REINFORCE(OnPolicyAlgorithm):
             recorder.advance(dones, infos, new_obs)  # type: ignore[arg-type]
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
-        self._finish_rollout(rollout_buffer, recorder, values_known=sampler.evaluates)
+        if not self._finish_rollout(rollout_buffer, recorder, values_known=sampler.evaluates):
+            return False
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -384,9 +444,13 @@ class REINFORCE(OnPolicyAlgorithm):
             return self.policy.unscale_action(actions)
         return np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
 
-    def _finish_rollout(self, buffer: EpisodeRolloutBuffer, recorder: Recorder, values_known: bool) -> None:
-        """Compute values, returns and advantages of a recorded rollout, and log its size."""
+    def _finish_rollout(self, buffer: EpisodeRolloutBuffer, recorder: Recorder, values_known: bool) -> bool:
+        """Compute values, returns and advantages of a recorded rollout, unless another worker was stopped."""
         episodes, recorded = recorder.result()
+        cut = isinstance(recorder, CompleteEpisodes) and bool(recorder.cut)
+        report = self._share_rollout(True, episodes.n_timesteps, len(recorded), cut)
+        if not report.goes_on:
+            return False
         buffer.finish(episodes)
         evaluate_rollout(
             buffer,
@@ -397,13 +461,14 @@ class REINFORCE(OnPolicyAlgorithm):
             bootstrap_on_truncation=self.bootstrap_on_truncation,
             only_earlier_episodes=self._only_earlier_episodes(),
             values_known=values_known,
+            workers=self._workers,
         )
         if isinstance(recorder, FixedLength):
             self._reached_timesteps = recorder.next_timesteps
         elif isinstance(recorder, CompleteEpisodes) and recorder.cut:
-            self._cuts_expected = True
             self._warned_of_horizon = self._warned_of_horizon or recorder.warn_of_cut(self._own_limits)
-        self._record_rollout(len(recorded), episodes.n_timesteps, recorder.n_vector_steps * recorder.n_envs)
+        self._cuts_expected = self._cuts_expected or report.cut
+        return True
 
     def _only_earlier_episodes(self) -> bool:
         """
@@ -411,12 +476,6 @@ class REINFORCE(OnPolicyAlgorithm):
         be in their baseline.
         """
         return self.n_episodes is None or self._cuts_expected
-
-    def _record_rollout(self, n_episodes: int, n_recorded: int, n_played: int) -> None:
-        self._n_rollout_episodes = n_episodes
-        self.logger.record("rollout/n_episodes", n_episodes)
-        self.logger.record("rollout/n_steps", n_recorded)
-        self.logger.record("rollout/discarded_fraction", 1.0 - n_recorded / n_played)
 
     def _collect_with_sb3(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -429,13 +488,11 @@ class REINFORCE(OnPolicyAlgorithm):
             checks.check_finite("observation", self._last_obs, lambda env_id: rollout_buffer.pos, of="the rollout")  # type: ignore[arg-type]
             raise
         if not completed:
-            self._last_obs = None
-            return False
+            return self._share_rollout(goes_on=False).goes_on
         checks.check_filled_buffer(rollout_buffer)
         starts = np.array(rollout_buffer.episode_starts, dtype=bool)
         starts[0] = True
-        self._record_rollout(int(starts.sum()), starts.size, starts.size)
-        return True
+        return self._share_rollout(True, int(starts.size), int(starts.sum())).goes_on
 
     def train(self) -> None:
         """
@@ -457,8 +514,9 @@ class REINFORCE(OnPolicyAlgorithm):
             batch.advantages,
             # The return of the whole episode is discounted from its start already
             self.gamma**batch.timesteps if self.discount_state_distribution and self.reward_to_go else None,  # type: ignore[union-attr]
-            self._n_rollout_episodes if self.average_over == "episodes" else len(batch.advantages),
+            self._n_rollout_episodes if self.average_over == "episodes" else self._n_rollout_timesteps,
             self.normalize_advantage,
+            self._workers,
         )
         # What is frozen may change from one update to the next
         actor_parameters = trainable(self._actor_parameters)
@@ -475,8 +533,10 @@ class REINFORCE(OnPolicyAlgorithm):
                 self.vf_coef,
                 actor_parameters,
                 value_parameters,
+                self._n_rollout_timesteps,
             )
             check_losses(gradients, batch, self.rollout_buffer)
+            gradients = add_up(gradients, self._workers)
             grad_norm = gradient_step(
                 self.policy.optimizer,
                 gradients,
@@ -495,8 +555,9 @@ class REINFORCE(OnPolicyAlgorithm):
                     self.n_critic_updates,
                     self.batch_size,
                     self.max_grad_norm,
+                    self._workers,
                 )
-            approx_kl = check_update(self.policy, batch.observations, actions, gradients.log_probs)
+            approx_kl = check_update(self.policy, batch.observations, actions, gradients.log_probs, self._workers)
 
         self._n_updates += 1
         self._record_update(gradients, grad_norm, approx_kl)
@@ -508,13 +569,17 @@ class REINFORCE(OnPolicyAlgorithm):
         self.logger.record("train/grad_norm", grad_norm)
         self.logger.record("train/approx_kl", approx_kl)
         if self.uses_critic:
-            buffer = self.rollout_buffer
             self.logger.record("train/value_loss", gradients.value_loss)
-            self.logger.record(
-                "train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten())
-            )
+            self.logger.record("train/explained_variance", self._explained_variance())
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+
+    def _explained_variance(self) -> float:
+        values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
+        if self._workers.alone:
+            return explained_variance(values, returns)
+        residuals, targets = self._workers.moments(returns - values, returns)
+        return float(1.0 - residuals.deviation / targets.deviation) if targets.deviation > 0 else np.nan
 
     def learn(
         self: SelfREINFORCE,
@@ -534,10 +599,21 @@ class REINFORCE(OnPolicyAlgorithm):
                 reset_num_timesteps=reset_num_timesteps,
                 progress_bar=progress_bar,
             )
-        except BaseException:
+        except BaseException as error:
             # The environments may stand anywhere: the next call starts from fresh episodes
             self._last_obs = None
+            workers, self._workers = self._workers, distributed.ALONE
+            workers.fail(error)
             raise
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        with self._workers.whole_file(path) as file:
+            super().save(file, exclude, include)
 
     @classmethod
     def load(
@@ -570,4 +646,8 @@ class REINFORCE(OnPolicyAlgorithm):
             "_value_parameters",
             "_reached_timesteps",
             "critic_lr_schedule",
+            "_workers",
+            "_new_infos",
+            "_n_timesteps_before",
+            "_n_rollout_timesteps",
         ]
