@@ -36,6 +36,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 T = TypeVar("T")
 
+#: Sums of at most so many bytes go along a tree of workers, larger ones around a ring
+MAX_TREE_BYTES = 2**18
 #: Key of the job's store under which the first worker to fail leaves its error
 _FAILURE = "sb3_reinforce/failure"
 #: SB3's callbacks that write, print or evaluate: once per job is enough
@@ -45,7 +47,14 @@ _OWN_ARGUMENTS = {"n_steps", "n_episodes", "seed", "verbose", "_stats_window_siz
 
 
 class WorkerLostError(RuntimeError):
-    """Another worker of the job has failed, or has gone."""
+    """
+    Another worker of the job has failed, or has gone.
+
+    :param message: What is known of it
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
 
 
 class Moments(NamedTuple):
@@ -60,16 +69,6 @@ class Moments(NamedTuple):
     n: float
     mean: np.ndarray
     deviation: np.ndarray
-
-    @classmethod
-    def of(cls, numbers: np.ndarray) -> "Moments":
-        """
-        :param numbers: Any array, flattened
-        :return: Its moments, in double precision
-        """
-        flat = np.asarray(numbers, dtype=np.float64).ravel()
-        mean = flat.mean() if flat.size else np.float64(0.0)
-        return cls(float(flat.size), np.asarray(mean), np.square(flat - mean).sum())
 
     def __or__(self, other: "Moments") -> "Moments":
         """The moments of both sets together (Chan, Golub and LeVeque, 1983)."""
@@ -155,22 +154,44 @@ class Workers:
             return
         flat = th.cat([tensor.reshape(-1) for tensor in tensors])  # one message, whatever their number
         with _lost_workers_named():
-            dist.all_reduce(flat)
+            if flat.is_cuda or flat.numel() * flat.element_size() > MAX_TREE_BYTES:
+                dist.all_reduce(flat)
+            else:
+                self._add_up_along_tree(flat)
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
-    def moments(self, *numbers: np.ndarray) -> list[Moments]:
+    def _add_up_along_tree(self, numbers: th.Tensor) -> None:
         """
-        :param numbers: Arrays of any length
-        :return: For each the moments of all the workers' numbers
+        Sum along a binomial tree with rank 0 at its root, and pass the sum back down. For the few numbers of a small network
+        over gloo a tenth of the time of ``all_reduce``, which is made for many.
         """
-        results = [Moments.of(array) for array in numbers]
-        if not self.alone:
-            gathered = self.gather(results)
-            results = gathered[0]
-            for others in gathered[1:]:
-                results = [mine | other for mine, other in zip(results, others, strict=True)]
-        return results
+        received = th.empty_like(numbers)
+        children, distance = [], 1
+        while distance < self.size and self.rank % (2 * distance) == 0:
+            if self.rank + distance < self.size:
+                children.append(self.rank + distance)
+                dist.recv(received, children[-1])
+                numbers += received
+            distance *= 2
+        if self.rank > 0:
+            dist.send(numbers, self.rank - distance)
+            dist.recv(numbers, self.rank - distance)
+        for child in reversed(children):
+            dist.send(numbers, child)
+
+    def moments(self, numbers: np.ndarray) -> "Moments":
+        """
+        :param numbers: Any array
+        :return: The moments of all the workers' numbers, in double precision
+        """
+        flat = th.from_numpy(np.asarray(numbers, dtype=np.float64).ravel())
+        count_and_sum = th.stack((th.tensor(float(len(flat)), dtype=th.float64), flat.sum()))
+        self.add_up([count_and_sum])
+        n, total = count_and_sum.tolist()
+        deviation = (flat - total / max(n, 1.0)).square().sum().view(1)
+        self.add_up([deviation])
+        return Moments(n, np.asarray(total / max(n, 1.0)), deviation.numpy()[0])
 
     def start(self, model: OnPolicyAlgorithm, total_timesteps: int) -> None:
         """
@@ -388,6 +409,9 @@ def join(device: th.device) -> Workers:
         dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo")
         # Else gloo's threads may meet the end of the interpreter, and abort the process
         atexit.register(_leave)
+    backend = dist.get_backend_config()
+    if "gloo" not in backend:
+        raise ValueError(f"The process group must have gloo for the CPU ('gloo' or 'cpu:gloo,cuda:nccl'), got {backend!r}.")
     return Workers(dist.get_rank(), dist.get_world_size())
 
 

@@ -51,7 +51,7 @@ def log_prob_weights(
     :return: Shape ``(n_timesteps,)``
     """
     if normalize_advantage and not workers.alone:
-        (moments,) = workers.moments(advantages.cpu().numpy())
+        moments = workers.moments(advantages.cpu().numpy())
         if moments.n > 1:
             deviation = float(moments.deviation / (moments.n - 1)) ** 0.5
             advantages = (advantages - float(moments.mean)) / (deviation + 1e-8)
@@ -257,7 +257,7 @@ def check_update(
             raise ValueError(f"The weights must be finite, got NaN or infinity in {name} after the update.")
     log_ratio = evaluate_log_probs(policy, observations, actions) - old_log_probs
     terms = th.exp(log_ratio) - 1 - log_ratio
-    return float(terms.mean() if workers.alone else workers.moments(terms.cpu().numpy())[0].mean)
+    return float(terms.mean() if workers.alone else workers.moments(terms.cpu().numpy()).mean)
 
 
 def evaluate_values(policy: ActorCriticPolicy, observations: PyTorchObs, n_timesteps: int) -> th.Tensor:

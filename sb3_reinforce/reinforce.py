@@ -578,7 +578,7 @@ class REINFORCE(OnPolicyAlgorithm):
         values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
         if self._workers.alone:
             return explained_variance(values, returns)
-        residuals, targets = self._workers.moments(returns - values, returns)
+        residuals, targets = self._workers.moments(returns - values), self._workers.moments(returns)
         return float(1.0 - residuals.deviation / targets.deviation) if targets.deviation > 0 else np.nan
 
     def learn(

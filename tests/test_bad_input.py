@@ -473,13 +473,16 @@ def test_a_critic_that_diverges_within_its_passes_is_taken_back(monkeypatch: pyt
     # Not Adam, whose critic is fitted in NumPy
     model = make(n_critic_updates=3, policy_kwargs={"optimizer_class": th.optim.RMSprop}).learn(20)
     before = snapshot(model)
-    mse_loss, calls = th.nn.functional.mse_loss, []
+    step, calls = th.optim.RMSprop.step, []
 
-    def diverging(*args: Any, **kwargs: Any) -> th.Tensor:
+    def diverging(optimizer: th.optim.Optimizer) -> None:
         calls.append(1)
-        return mse_loss(*args, **kwargs) * (math.nan if len(calls) == 3 else 1.0)
+        step(optimizer)
+        if len(calls) == 3:  # the second pass
+            with th.no_grad():
+                model.policy.value_net.weight.fill_(math.inf)
 
-    monkeypatch.setattr(th.nn.functional, "mse_loss", diverging)
+    monkeypatch.setattr(model.policy.optimizer, "step", lambda: diverging(model.policy.optimizer))
     with pytest.raises(ValueError, match="value loss must be finite") as error:
         model.learn(10, reset_num_timesteps=False)
     assert_one_sentence(str(error.value))

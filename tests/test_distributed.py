@@ -13,7 +13,7 @@ import torch as th
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.distributed import Moments
+from sb3_reinforce.distributed import Moments, Workers
 from tests import distributed_job as job
 
 
@@ -190,29 +190,25 @@ def test_two_workers_solve_cartpole(tmp_path):
         assert outcome["mean"] >= 475
 
 
-class TestMoments:
-    def test_of_parts_are_those_of_the_whole(self):
-        rng = np.random.default_rng(0)
-        parts = [rng.normal(5, 2, size) for size in (3, 0, 1, 100)]
-        total = job_moments(parts)
-        whole = np.concatenate(parts)
-        assert total.n == 104
-        np.testing.assert_allclose([total.mean, total.deviation], [whole.mean(), np.square(whole - whole.mean()).sum()])
-
-    def test_since_takes_a_part_away(self):
-        rng = np.random.default_rng(1)
-        before, after = rng.normal(3, 1, 1_000_000), rng.normal(-2, 5, 10)
-        rest = job_moments([before, after]).since(job_moments([before]))
-        np.testing.assert_allclose(
-            [rest.n, rest.mean, rest.deviation], [10, after.mean(), np.square(after - after.mean()).sum()], rtol=1e-6
-        )
+def moments(numbers: np.ndarray) -> Moments:
+    return Moments(len(numbers), numbers.mean(), np.square(numbers - numbers.mean()).sum())
 
 
-def job_moments(parts):
-    total = Moments.of(np.empty(0))
+def test_moments_of_parts_are_those_of_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(5, 2, size) for size in (3, 1, 100)]
+    total = Moments(0, np.zeros(()), np.zeros(()))
     for part in parts:
-        total |= Moments.of(part)
-    return total
+        total |= moments(part)
+    np.testing.assert_allclose(total, moments(np.concatenate(parts)))
+    np.testing.assert_allclose(Workers().moments(np.concatenate(parts)), total)
+
+
+def test_moments_since_take_a_part_away() -> None:
+    rng = np.random.default_rng(1)
+    before, after = rng.normal(3, 1, 1_000_000), rng.normal(-2, 5, 10)
+    rest = (moments(before) | moments(after)).since(moments(before))
+    np.testing.assert_allclose(rest, moments(after), rtol=1e-6)
 
 
 def test_one_process_is_alone(monkeypatch):
