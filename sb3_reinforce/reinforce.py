@@ -105,7 +105,8 @@ class REINFORCE(OnPolicyAlgorithm):
         ``max_grad_norm`` too
     :param target_kl: KL divergence of a natural step, summed over the dimensions of an action, averaged over timesteps
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
-    :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations
+    :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, what the batch
+        says nothing about is left to rounding errors
     :param sub_sampling_factor: :math:`F` is averaged over every so many timesteps of the batch, to save time; the gradient
         is that of all of them
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
