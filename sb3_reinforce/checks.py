@@ -76,6 +76,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     check_positive_int("n_steps", get("n_steps"))
     check_positive_int("batch_size", get("batch_size"))
     check_positive_int("n_critic_updates", get("n_critic_updates"), least=0)
+    for name in ("cg_max_steps", "sub_sampling_factor"):
+        check_positive_int(name, get(name))
     for name in ("n_episodes", "horizon"):
         if get(name) is not None:
             check_positive_int(name, get(name))
@@ -84,12 +86,15 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     check_number("ent_coef", get("ent_coef"), -math.inf)
     check_number("vf_coef", get("vf_coef"), 0)
     check_number("max_grad_norm", get("max_grad_norm"), 0, low_excluded=True, infinite=True)
+    check_number("target_kl", get("target_kl"), 0, low_excluded=True)
+    check_number("cg_damping", get("cg_damping"), 0)
     for name in (
         "reward_to_go",
         "complete_episodes",
         "bootstrap_on_truncation",
         "discount_state_distribution",
         "normalize_advantage",
+        "natural_gradient",
     ):
         check_flag(name, get(name))
     check_learning_rate("learning_rate", get("learning_rate"))

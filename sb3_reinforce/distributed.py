@@ -70,6 +70,11 @@ class Moments(NamedTuple):
     mean: np.ndarray
     deviation: np.ndarray
 
+    @property
+    def root_mean_square(self) -> float:
+        """Root of the mean of their squares."""
+        return float(np.sqrt(np.square(self.mean) + self.deviation / max(self.n, 1.0)))
+
     def __or__(self, other: "Moments") -> "Moments":
         """The moments of both sets together (Chan, Golub and LeVeque, 1983)."""
         count = self.n + other.n

@@ -61,7 +61,7 @@ def split_parameters(policy: ActorCriticPolicy) -> tuple[set[th.nn.Parameter], s
         value_modules = [policy.vf_features_extractor, policy.mlp_extractor.value_net, policy.value_net]
         actor, value = ({p for m in modules for p in m.parameters()} for modules in (actor_modules, value_modules))
         return actor | {p for p in policy.parameters() if p not in value}, value
-    observation, action = _dummy_batch(policy)
+    observation, action = dummy_batch(policy)
     was_training = policy.training
     policy.set_training_mode(False)
     frozen = [parameter for parameter in policy.parameters() if not parameter.requires_grad]
@@ -112,7 +112,12 @@ def group_parameters(policy: ActorCriticPolicy) -> tuple[list[th.nn.Parameter], 
     return [p for p in policy.parameters() if p in actor], [p for p in policy.parameters() if p in value]
 
 
-def _dummy_batch(policy: ActorCriticPolicy) -> tuple[PyTorchObs, th.Tensor]:
+def dummy_batch(policy: ActorCriticPolicy) -> tuple[PyTorchObs, th.Tensor]:
+    """
+    :param policy: A policy
+    :return: An observation and an action of zeros, as ``evaluate_actions`` takes them
+    """
+
     def zeros(space: spaces.Space) -> np.ndarray:
         return np.zeros((1, *space.shape), space.dtype)  # type: ignore[misc]
 

@@ -12,14 +12,19 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce import checks, distributed
 from sb3_reinforce.acting import PolicySampler, make_sampler
 from sb3_reinforce.baselines import BaselineFunction
-from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, whole_rollout
+from sb3_reinforce.buffers import (
+    EpisodeDictRolloutBuffer,
+    EpisodeRolloutBuffer,
+    EpisodeRolloutBufferSamples,
+    whole_rollout,
+)
 from sb3_reinforce.critic import fit_critic
 from sb3_reinforce.distributed import Report
 from sb3_reinforce.environments import check_resets, enforces_limits, episode_limits
@@ -35,6 +40,7 @@ from sb3_reinforce.estimator import (
     trainable,
 )
 from sb3_reinforce.evaluation import evaluate_rollout
+from sb3_reinforce.natural_gradient import check_advantages, check_policy, natural_step
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, group_parameters
 from sb3_reinforce.recording import DEFAULT_HORIZON, CompleteEpisodes, FixedLength, Recorder, check_step
 
@@ -97,6 +103,16 @@ class REINFORCE(OnPolicyAlgorithm):
     :param n_critic_updates: Number of further passes of the critic over the rollout after each policy step;
         0: the joint step alone, as in A2C
     :param critic_learning_rate: A learning rate or schedule for the critic's own parameters; ``None``: ``learning_rate``
+    :param natural_gradient: Whether the policy steps along its natural gradient :math:`F^{-1} g` (Kakade, 2001, "A Natural
+        Policy Gradient"), with :math:`F` the Fisher information of the batch, and so far that the KL divergence is
+        ``target_kl`` to second order. ``learning_rate`` is then the critic's alone (with what it shares with the actor), and
+        ``max_grad_norm`` too
+    :param target_kl: KL divergence of a natural step, summed over the dimensions of an action, averaged over timesteps
+    :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
+    :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, what the batch
+        says nothing about is left to rounding errors
+    :param sub_sampling_factor: :math:`F` is averaged over every so many timesteps of the batch, to save time; the gradient
+        is that of all of them
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -147,6 +163,11 @@ class REINFORCE(OnPolicyAlgorithm):
         max_grad_norm: float = 0.5,
         n_critic_updates: int = 5,
         critic_learning_rate: float | Schedule | None = None,
+        natural_gradient: bool = False,
+        target_kl: float = 0.01,
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
+        sub_sampling_factor: int = 1,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -200,6 +221,11 @@ class REINFORCE(OnPolicyAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.n_critic_updates = n_critic_updates
         self.critic_learning_rate = critic_learning_rate
+        self.natural_gradient = natural_gradient
+        self.target_kl = target_kl
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.sub_sampling_factor = sub_sampling_factor
         self._warned_of_horizon = False
         if self.env is not None:
             self._check_environment(self.env)
@@ -239,6 +265,8 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def _setup_optimizer(self) -> None:
         self._actor_parameters, self._value_parameters = group_parameters(self.policy)
+        if self.natural_gradient:
+            check_policy(self.policy)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
@@ -280,6 +308,8 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.env is None:
             raise ValueError("There is no environment to learn from, pass one to `load` or `set_env`.")
         self._check_environment(self.env)
+        if self.natural_gradient:
+            check_policy(self.policy)
         checks.check_buffer(self.rollout_buffer, vars(self))
         self._read_limits(self.env)
         if self.complete_episodes:
@@ -537,14 +567,14 @@ class REINFORCE(OnPolicyAlgorithm):
             )
             check_losses(gradients, batch, self.rollout_buffer)
             gradients = add_up(gradients, self._workers)
-            grad_norm = gradient_step(
-                self.policy.optimizer,
-                gradients,
-                actor_parameters,
-                # With vf_coef=0 the critic is left to its own passes: not even its momentum moves it here
-                value_parameters if self.vf_coef > 0 else [],
-                self.max_grad_norm,
-            )
+            # With vf_coef=0 the critic is left to its own passes: not even its momentum moves it here
+            joint = value_parameters if self.vf_coef > 0 else []
+            if self.natural_gradient and actor_parameters:
+                grad_norm = self._natural_step(gradients, batch, actions, actor_parameters)
+                # The optimizer moves what the critic's loss reaches, and passes by parameters without a gradient
+                gradient_step(self.policy.optimizer, gradients._replace(actor=[]), [], joint, self.max_grad_norm)
+            else:
+                grad_norm = gradient_step(self.policy.optimizer, gradients, actor_parameters, joint, self.max_grad_norm)
             if critic_parameters and self.n_critic_updates > 0:
                 fit_critic(
                     self.policy,
@@ -561,6 +591,29 @@ class REINFORCE(OnPolicyAlgorithm):
 
         self._n_updates += 1
         self._record_update(gradients, grad_norm, approx_kl)
+
+    def _natural_step(
+        self,
+        gradients: Gradients,
+        batch: EpisodeRolloutBufferSamples | RolloutBufferSamples,
+        actions: th.Tensor,
+        actor_parameters: list[th.nn.Parameter],
+    ) -> float:
+        """Move the actor along its natural gradient; returns the norm of the gradient."""
+        if self.ent_coef == 0:  # the entropy's gradient is a direction, too
+            check_advantages(batch.advantages, batch.returns, self.normalize_advantage, self._workers)
+        return natural_step(
+            self.policy,
+            gradients.actor,
+            actor_parameters,
+            batch.observations,
+            actions,
+            self.target_kl,
+            self.cg_max_steps,
+            self.cg_damping,
+            self.sub_sampling_factor,
+            self._workers,
+        )
 
     def _record_update(self, gradients: Gradients, grad_norm: float, approx_kl: float) -> None:
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

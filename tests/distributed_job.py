@@ -101,6 +101,7 @@ UPDATES: dict[str, dict[str, Any]] = {
     "linear": {**SGD, "baseline": "linear", "normalize_advantage": False},
     "callable": {**SGD, "baseline": odd_baseline, "normalize_advantage": False},
     "fixed length": {**SGD, "complete_episodes": False},
+    "natural": {"natural_gradient": True, "n_critic_updates": 0, "cg_max_steps": 100, "target_kl": 0.1},
     "critic in torch": {
         "policy_kwargs": {"optimizer_class": th.optim.SGD, "activation_fn": th.nn.ELU},
         "learning_rate": 0.1,

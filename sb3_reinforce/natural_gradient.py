@@ -1,0 +1,276 @@
+r"""
+The natural policy gradient: a step along :math:`F^{-1} g` instead of :math:`g`.
+
+:math:`F`, the Fisher information of the policy averaged over the batch's timesteps, is the Hessian of the KL divergence
+between the policy and its neighbours. It is never formed: the conjugate gradient method needs its products with vectors
+alone, which are the derivative of a derivative.
+
+Papers: Kakade (2001), "A Natural Policy Gradient"; Schulman et al. (2015), https://arxiv.org/abs/1502.05477, appendix C,
+for the conjugate gradient method and the step's size (without that paper's surrogate objective and line search).
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch as th
+from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch.distributions import Distribution
+
+from sb3_reinforce.distributed import ALONE, Workers
+from sb3_reinforce.estimator import pieces, take
+from sb3_reinforce.policies import dummy_batch, has_sb3_forward
+
+#: Norm of the right-hand side that the solver gets. It starts from noise of 1e-4, which has to vanish against the solution
+SOLVER_NORM = 1e6
+#: The solver stops where the residual is so much smaller than the right-hand side
+RESIDUAL_TOLERANCE = 1e-5
+
+
+class Fisher:
+    r"""
+    The Fisher information of a policy, a matrix that is known by its products with vectors.
+
+    .. math::
+        F = \frac{1}{n} \sum_t \nabla^2_{\theta'}
+        \operatorname{KL}\big(\pi_\theta(\cdot | s_t) \,\|\, \pi_{\theta'}(\cdot | s_t)\big) \Big|_{\theta' = \theta}
+
+    The divergence of an action is the sum over its dimensions. Where the batch is one piece, its graph is built once and
+    serves all products; else the pieces' graphs are built anew for each, one at a time, so that the memory stays bounded.
+
+    :param policy: The policy
+    :param observations: Observations to average over
+    :param actions: Their actions, which only policies with methods of their own look at
+    :param parameters: The parameters to differentiate by, none of them frozen. The attribute ``parameters`` holds those
+        of them that reach the distribution, in the order that the vectors have
+    :param workers: The workers, whose timesteps are averaged over together
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        observations: PyTorchObs,
+        actions: th.Tensor,
+        parameters: Sequence[th.nn.Parameter],
+        workers: Workers = ALONE,
+    ):
+        self._policy, self._observations, self._actions = policy, observations, actions
+        self._workers = workers
+        self._pieces = list(pieces(observations, len(actions)))
+        count = th.tensor([float(len(actions))])
+        workers.add_up([count])
+        self.n_timesteps = float(count)
+        divergence = self._divergence(self._pieces[0])
+        self.parameters: list[th.nn.Parameter] = []
+        self._graph: th.Tensor | None = None
+        if divergence.requires_grad:
+            gradients = th.autograd.grad(divergence, parameters, retain_graph=True, allow_unused=True)
+            self.parameters = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+        if self.parameters and len(self._pieces) == 1:
+            self._graph = flat_grad(divergence, self.parameters, create_graph=True, retain_graph=True)
+
+    def __call__(self, vector: th.Tensor) -> th.Tensor:
+        """
+        :param vector: A vector, shape ``(n_parameters,)``
+        :return: Its product with the matrix
+        """
+        if self._graph is not None:
+            total = self._product(self._graph, vector)
+        else:
+            total = th.zeros_like(vector)
+            for rows in self._pieces:
+                graph = flat_grad(self._divergence(rows), self.parameters, create_graph=True, retain_graph=True)
+                total += self._product(graph, vector)
+        self._workers.add_up([total])
+        return total / self.n_timesteps
+
+    def _product(self, graph: th.Tensor, vector: th.Tensor) -> th.Tensor:
+        return flat_grad(graph.dot(vector), self.parameters, retain_graph=True)
+
+    def _divergence(self, rows: slice) -> th.Tensor:
+        """The sum of the KL divergences, of value zero: its derivatives are what counts."""
+        laws = _action_laws(self._policy, take(self._observations, rows), self._actions[rows])
+        return th.stack([th.distributions.kl_divergence(_detached(law), law).sum() for law in laws]).sum()
+
+
+def _action_laws(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> list[Distribution]:
+    """
+    The distributions of the independent parts of an action. A squashed Gaussian's is the Gaussian: a divergence does not
+    change under an invertible function of the action.
+    """
+    if has_sb3_forward(policy):
+        laws = policy.get_distribution(observations).distribution
+    else:
+        # SB3's `get_distribution` may pass by the methods of such a policy, and what is trained is `evaluate_actions`
+        before = getattr(policy.action_dist, "distribution", None)
+        log_prob = policy.evaluate_actions(observations, actions)[1]
+        laws = getattr(policy.action_dist, "distribution", None)  # type: ignore[assignment]
+        if laws is before or not th.allclose(policy.action_dist.log_prob(actions), log_prob, equal_nan=True):
+            raise ValueError(
+                "`natural_gradient=True` needs a policy that leaves the distribution of its `evaluate_actions` in "
+                f"`policy.action_dist`, got {type(policy).__name__}."
+            )
+    return laws if isinstance(laws, list) else [laws]
+
+
+def _detached(law: Distribution) -> Distribution:
+    """A copy without graph; a second forward pass would be another distribution where there is dropout."""
+    constant = copy.copy(law)
+    for name, value in vars(law).items():
+        if isinstance(value, th.Tensor):
+            setattr(constant, name, value.detach())
+        elif isinstance(value, Distribution):
+            setattr(constant, name, _detached(value))
+    return constant
+
+
+def check_policy(policy: ActorCriticPolicy) -> None:
+    """
+    :param policy: The policy
+    :raises ValueError: If the KL divergence between its distributions is not known
+    """
+    was_training = policy.training
+    policy.set_training_mode(False)
+    observations, actions = dummy_batch(policy)
+    try:
+        with th.no_grad():
+            for law in _action_laws(policy, observations, actions):
+                th.distributions.kl_divergence(law, law)
+    except NotImplementedError as error:
+        raise ValueError(
+            "`natural_gradient=True` needs a distribution with a KL divergence in `torch.distributions`, "
+            f"got {type(law).__name__} of {type(policy).__name__}."
+        ) from error
+    finally:
+        policy.set_training_mode(was_training)
+
+
+def check_advantages(advantages: th.Tensor, returns: th.Tensor, normalize_advantage: bool, workers: Workers = ALONE) -> None:
+    """
+    The natural step is as long for a small gradient as for a large one, so rounding errors must not pass for advantages.
+
+    :param advantages: Advantages, not normalized, shape ``(n_timesteps,)``
+    :param returns: The returns that they are differences of, shape ``(n_timesteps,)``
+    :param normalize_advantage: Whether their mean will be subtracted
+    :param workers: The workers, of whose advantages one other than zero is enough
+    :raises ValueError: If the advantages are all zero, up to rounding
+    """
+    of_advantages, of_returns = (workers.moments(array.cpu().numpy()) for array in (advantages, returns))
+    if normalize_advantage and of_advantages.n > 1:
+        size = math.sqrt(of_advantages.deviation / of_advantages.n)
+    else:
+        size = of_advantages.root_mean_square
+    if size <= 4 * th.finfo(th.float32).eps * of_returns.root_mean_square:
+        what = "differ" if normalize_advantage else "be other than zero"
+        raise ValueError(
+            f"The natural gradient needs a direction: the advantages must {what}, got a deviation of {size} for returns of "
+            f"about {of_returns.root_mean_square}."
+        )
+
+
+def natural_step(
+    policy: ActorCriticPolicy,
+    gradient: Sequence[th.Tensor],
+    parameters: Sequence[th.nn.Parameter],
+    observations: PyTorchObs,
+    actions: th.Tensor,
+    target_kl: float,
+    cg_max_steps: int,
+    cg_damping: float,
+    sub_sampling_factor: int,
+    workers: Workers = ALONE,
+) -> float:
+    r"""
+    Descend a loss along its natural gradient (Kakade, 2001): :math:`\theta \leftarrow \theta - \alpha F^{-1} g`.
+
+    :param policy: The policy
+    :param gradient: Gradient of the loss, for each parameter
+    :param parameters: Those parameters, none of them frozen
+    :param observations: Observations of the batch
+    :param actions: Actions of the batch
+    :param target_kl: The second-order KL divergence of the step
+    :param cg_max_steps: Largest number of steps of the conjugate gradient method
+    :param cg_damping: Multiple of the identity that is added to the Fisher information when solving
+    :param sub_sampling_factor: The Fisher information is that of every so many timesteps, counted along the batch
+    :param workers: The workers, each of which has a part of the batch and the gradient of all of it
+    :return: Norm of the gradient
+    :raises ValueError: If the gradient or the step is zero or not finite; the weights are then as they were
+    """
+    norm = float(th.linalg.vector_norm(th.cat([part.flatten() for part in gradient]).double()))
+    if not math.isfinite(norm):
+        raise ValueError(f"The gradient of the policy must be finite, got a norm of {norm}.")
+    rows = slice(None, None, sub_sampling_factor)
+    fisher = Fisher(policy, take(observations, rows), actions[rows], parameters, workers)
+    of_parameter = dict(zip(parameters, gradient, strict=True))
+    flat = [of_parameter[parameter].flatten() for parameter in fisher.parameters]
+    if not any(part.any() for part in flat):
+        raise ValueError("The natural gradient needs a direction, got a policy gradient of zero.")
+    step = scaled_step(fisher, solve(fisher, th.cat(flat), cg_max_steps, cg_damping), target_kl)
+    with th.no_grad():
+        sizes = [parameter.numel() for parameter in fisher.parameters]
+        for parameter, part in zip(fisher.parameters, step.split(sizes), strict=True):
+            parameter.sub_(part.view_as(parameter))
+    return norm
+
+
+def solve(product: Callable[[th.Tensor], th.Tensor], gradient: th.Tensor, cg_max_steps: int, cg_damping: float) -> th.Tensor:
+    r"""
+    A multiple of the solution :math:`x` of :math:`(F + \lambda I) x = g` by the conjugate gradient method.
+
+    :param product: Multiplies :math:`F` with a vector
+    :param gradient: :math:`g`, finite and not zero, shape ``(n_parameters,)``
+    :param cg_max_steps: Largest number of steps
+    :param cg_damping: :math:`\lambda`
+    :return: A positive multiple of :math:`x`
+    """
+    # In two steps: the squares of numbers that are very small or large would leave the range of float32
+    gradient = gradient / gradient.abs().max()
+    gradient = gradient * (SOLVER_NORM / th.linalg.vector_norm(gradient))
+    with _fixed_noise(gradient.device):
+        return conjugate_gradient_solver(
+            lambda vector: product(vector) + cg_damping * vector,
+            gradient,
+            max_iter=cg_max_steps,
+            residual_tol=(RESIDUAL_TOLERANCE * SOLVER_NORM) ** 2,
+        )
+
+
+def scaled_step(product: Callable[[th.Tensor], th.Tensor], direction: th.Tensor, target_kl: float) -> th.Tensor:
+    r"""
+    The multiple :math:`s` of a direction whose KL divergence to second order, :math:`\frac{1}{2} s^\top F s`, is
+    ``target_kl``.
+
+    :param product: Multiplies :math:`F`, without damping, with a vector
+    :param direction: The direction, shape ``(n_parameters,)``
+    :param target_kl: The divergence
+    :return: The step
+    :raises ValueError: If the direction is zero or not finite, or the divergence does not change along it
+    """
+    curvature = float(direction.dot(product(direction)))
+    if not 0.0 < curvature < math.inf:  # NaN, too, where the direction is not finite
+        raise ValueError(
+            "The natural gradient needs a finite direction along which the policy changes, got one with a Fisher information "
+            f"of {curvature}."
+        )
+    step = math.sqrt(2.0 * target_kl / curvature) * direction
+    if not step.isfinite().all():
+        raise ValueError("The natural gradient needs a finite direction, got a step with NaN or infinity.")
+    return step
+
+
+@contextmanager
+def _fixed_noise(device: th.device) -> Iterator[None]:
+    """
+    The solver starts from random numbers. With these they are the same in all workers, and none are taken from the
+    generator that the actions come from.
+    """
+    generator = th.cuda.default_generators[device.index] if device.type == "cuda" else th.default_generator
+    state = generator.get_state()
+    generator.manual_seed(0)
+    try:
+        yield
+    finally:
+        generator.set_state(state)

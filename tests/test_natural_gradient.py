@@ -1,0 +1,534 @@
+"""
+The natural gradient: the step of a whole update against the exact inverse of the Fisher information.
+
+The reference shares no code with the package: in float64, with the Jacobian of the network's outputs row by row, the Fisher
+information of each head by its formula, and a dense solver.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
+
+from sb3_reinforce import REINFORCE, estimator
+from sb3_reinforce.buffers import whole_rollout
+from sb3_reinforce.distributed import Workers
+from sb3_reinforce.natural_gradient import Fisher, check_advantages, natural_step, scaled_step, solve
+from sb3_reinforce.policies import has_sb3_forward
+from tests.environments import Scripted, vec
+
+VECTOR = spaces.Box(-1, 1, (3,), np.float32)
+IMAGE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+ACTIONS: dict[str, spaces.Space] = {
+    "discrete": spaces.Discrete(3),
+    "box": spaces.Box(-1, 1, (2,), np.float32),
+    "multi_discrete": spaces.MultiDiscrete([2, 3]),
+    "multi_binary": spaces.MultiBinary(3),
+}
+TINY: dict[str, Any] = {"net_arch": [4]}
+
+
+def episodes(actions: spaces.Space, observations: spaces.Space = VECTOR, n_envs: int = 1) -> DummyVecEnv:
+    envs = [Scripted((5, 9, 3), observations, actions, reward=lambda t: math.cos(3.0 * t)) for _ in range(n_envs)]
+    return vec(*envs)
+
+
+class Watched(REINFORCE):
+    """Keeps the policy as it was before the last update, in float64, and the last batch."""
+
+    def train(self) -> None:
+        self.before = copy.deepcopy(self.policy).double()
+        super().train()
+        self.batch = whole_rollout(self.rollout_buffer)
+
+
+def make(env: Any, policy: Any = "MlpPolicy", learn: int = 0, **kwargs: Any) -> Watched:
+    arguments: dict[str, Any] = {"n_steps": 32, "natural_gradient": True, "seed": 0, "device": "cpu", **kwargs}
+    model = Watched(policy, env, **arguments)
+    return model.learn(learn) if learn else model
+
+
+def flat(tensors: Sequence[th.Tensor]) -> th.Tensor:
+    return th.cat([tensor.detach().double().flatten() for tensor in tensors])
+
+
+def actor(policy: ActorCriticPolicy) -> list[nn.Parameter]:
+    return [p for name, p in policy.named_parameters() if "value" not in name and p.requires_grad]
+
+
+def moved(model: Watched) -> th.Tensor:
+    """What the last update added to the actor's weights."""
+    return flat(actor(model.policy)) - flat(actor(model.before))
+
+
+# The reference
+
+
+def distribution(policy: ActorCriticPolicy, observations: th.Tensor) -> Distribution:
+    """In float64, which SB3's preprocessing does not leave."""
+    return policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(observations.double()))
+
+
+def jacobian(outputs: th.Tensor, parameters: list[nn.Parameter]) -> th.Tensor:
+    """Shape ``(*outputs.shape, n_parameters)``"""
+    rows = []
+    for output in outputs.flatten():
+        parts = th.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
+        rows.append(flat([th.zeros_like(p) if part is None else part for p, part in zip(parameters, parts, strict=True)]))
+    return th.stack(rows).view(*outputs.shape, -1)
+
+
+def head_fisher(space: spaces.Space, outputs: th.Tensor) -> th.Tensor:
+    """Of one action, in the outputs of the network (for a Gaussian: means and logarithms of the deviations)."""
+    if isinstance(space, spaces.Box):
+        mean, log_std = outputs.chunk(2)
+        return th.diag(th.cat([(-2 * log_std).exp(), 2.0 * th.ones_like(mean)]))
+    if isinstance(space, spaces.MultiBinary):
+        p = th.sigmoid(outputs)
+        return th.diag(p * (1 - p))
+    sizes = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else [len(outputs)]
+    parts = [th.softmax(part, dim=0) for part in outputs.split(sizes)]
+    return th.block_diag(*(th.diag(p) - th.outer(p, p) for p in parts))
+
+
+def exact_fisher(policy: ActorCriticPolicy, observations: th.Tensor) -> th.Tensor:
+    parameters = actor(policy)
+    outputs = policy.action_net(policy.mlp_extractor.policy_net(observations.double()))
+    if isinstance(policy.action_space, spaces.Box):
+        outputs = th.cat([outputs, policy.log_std.expand_as(outputs)], dim=1)
+    parts = [
+        J.T @ head_fisher(policy.action_space, row.detach()) @ J
+        for J, row in zip(jacobian(outputs, parameters), outputs, strict=True)
+    ]
+    return th.stack(parts).mean(dim=0)
+
+
+def exact_step(model: Watched, sub_sampling_factor: int = 1) -> th.Tensor:
+    policy, batch = model.before, model.batch
+    law = distribution(policy, batch.observations)
+    actions = batch.actions.double()
+    log_prob = law.log_prob(actions.flatten() if isinstance(policy.action_space, spaces.Discrete) else actions)
+    entropy = law.entropy()
+    assert entropy is not None
+    advantages = batch.advantages.double()
+    if model.normalize_advantage:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    objective = (advantages * log_prob).mean() + model.ent_coef * entropy.mean()
+    gradient = jacobian(objective, actor(policy))
+    fisher = exact_fisher(policy, batch.observations[::sub_sampling_factor])
+    x = th.linalg.pinv(fisher + model.cg_damping * th.eye(len(fisher)), rtol=1e-12, hermitian=True) @ gradient
+    return th.sqrt(2 * model.target_kl / (x @ fisher @ x)) * x
+
+
+# The step
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"cg_damping": 1e-3},
+        {"cg_damping": 2.0, "target_kl": 1e-4},
+        {"sub_sampling_factor": 3, "cg_damping": 0.01},
+        {"ent_coef": 0.3, "target_kl": 0.3},
+        {"baseline": None, "normalize_advantage": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ACTIONS)
+def test_the_step_is_that_of_the_exact_inverse(name: str, kwargs: dict[str, Any]) -> None:
+    model = make(episodes(ACTIONS[name], n_envs=2), learn=80, cg_max_steps=200, policy_kwargs=TINY, **kwargs)
+    assert model._n_updates >= 1
+    expected = exact_step(model, kwargs.get("sub_sampling_factor", 1))
+    assert float((moved(model) - expected).norm() / expected.norm()) < 2e-3
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_without_damping_the_step_is_that_of_the_pseudo_inverse(name: str) -> None:
+    """The logits of a softmax have a direction that changes nothing."""
+    kwargs: dict[str, Any] = {"cg_damping": 0.0, "cg_max_steps": 100, "policy_kwargs": {"net_arch": []}}
+    model = make(episodes(ACTIONS[name], n_envs=2), learn=80, **kwargs)
+    expected = exact_step(model)
+    assert float((moved(model) - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_a_gradient_of_any_scale_gives_the_same_step() -> None:
+    matrix = th.diag(th.tensor([1.0, 2.0, 0.0]))
+    gradient = th.tensor([1.0, -3.0, 0.0])
+    expected = th.tensor([1.0 / 1.1, -3.0 / 2.1, 0.0])
+    for scale in (1e-30, 1e-6, 1.0, 1e30):
+        x = solve(matrix.mv, scale * gradient, 15, 0.1)
+        th.testing.assert_close(x / x[0] * expected[0], expected, rtol=1e-4, atol=1e-6)
+        step = scaled_step(matrix.mv, x, 0.02)
+        assert float(0.5 * step @ matrix @ step) == pytest.approx(0.02, rel=1e-5)
+        assert step[0] > 0 > step[1]
+
+
+def test_the_random_numbers_of_the_training_are_left_alone() -> None:
+    th.manual_seed(3)
+    expected = th.rand(1)
+    th.manual_seed(3)
+    results = [solve(lambda v: v, th.ones(4), 5, 0.1), solve(lambda v: v, th.ones(4), 5, 0.1)]
+    assert th.equal(*results) and th.equal(th.rand(1), expected)
+
+
+def divergence(model: Watched) -> float:
+    """From the old to the new policy, a mean over the batch."""
+    laws = []
+    for policy in (model.before, copy.deepcopy(model.policy).double()):
+        law = distribution(policy, model.batch.observations).distribution
+        laws.append(law if isinstance(law, list) else [law])
+    divergences = [th.distributions.kl_divergence(old, new) for old, new in zip(*laws, strict=True)]
+    return sum(float(part.sum()) for part in divergences) / len(model.batch.actions)
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_the_divergence_of_an_update_is_the_target(name: str) -> None:
+    model = make(episodes(ACTIONS[name]), learn=40, target_kl=1e-4)
+    with th.no_grad():
+        assert divergence(model) == pytest.approx(1e-4, rel=0.05)
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_the_divergence_of_an_update_is_the_target_with_gsde(squash: bool) -> None:
+    kwargs = {"squash_output": squash}
+    model = make(episodes(ACTIONS["box"]), learn=40, use_sde=True, target_kl=1e-4, policy_kwargs=kwargs)
+    with th.no_grad():
+        assert divergence(model) == pytest.approx(1e-4, rel=0.05)
+    assert (model.policy.log_std != model.before.log_std).any()
+
+
+# Fisher products
+
+
+def batch_of(policy: ActorCriticPolicy, n: int = 20) -> tuple[th.Tensor, th.Tensor]:
+    observations = th.as_tensor(np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32))
+    with th.no_grad():
+        return observations, policy.get_distribution(observations).sample()
+
+
+def make_policy(name: str, cls: type[ActorCriticPolicy] = ActorCriticPolicy, **kwargs: Any) -> ActorCriticPolicy:
+    th.manual_seed(0)
+    return cls(VECTOR, ACTIONS[name], lambda _: 1e-2, **{**TINY, **kwargs})
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_pieces_and_workers_add_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy(name)
+    observations, actions = batch_of(policy)
+    reference = exact_fisher(copy.deepcopy(policy).double(), observations)
+    whole = Fisher(policy, observations, actions, actor(policy))
+    vector = th.randn(sum(p.numel() for p in actor(policy)))
+    expected = whole(vector)
+    th.testing.assert_close(expected.double(), reference @ vector.double(), rtol=1e-4, atol=1e-5)
+
+    here = slice(0, 13)
+    other = Fisher(policy, observations[13:], actions[13:], actor(policy))
+
+    class WithAnother(Workers):
+        def add_up(self, tensors: Sequence[th.Tensor]) -> None:
+            for part in tensors:
+                part += 7.0 if part.numel() == 1 else 7.0 * other(vector)
+
+    worker = Fisher(policy, observations[here], actions[here], actor(policy), WithAnother(0, 2))
+    assert worker.n_timesteps == 20
+    th.testing.assert_close(worker(vector), expected)
+
+    monkeypatch.setattr(estimator, "MAX_TIMESTEPS", 3)
+    th.testing.assert_close(Fisher(policy, observations, actions, actor(policy))(vector), expected)
+
+
+def test_parameters_that_do_not_reach_the_distribution_stay() -> None:
+    policy = make_policy("discrete")
+    spare = nn.Parameter(th.ones(2))
+    parameters = [spare, *actor(policy)]
+    observations, actions = batch_of(policy)
+    gradient = [th.ones_like(parameter) for parameter in parameters]
+    natural_step(policy, gradient, parameters, observations, actions, 0.01, 15, 0.1, 1)
+    assert th.equal(spare, th.ones(2))
+
+
+def test_dropout_makes_no_divergence() -> None:
+    policy = make_policy("discrete")
+    policy.mlp_extractor.policy_net.append(nn.Dropout(0.5))
+    policy.set_training_mode(True)
+    observations, actions = batch_of(policy)
+    fisher = Fisher(policy, observations, actions, actor(policy))
+    vector = th.ones(sum(p.numel() for p in fisher.parameters))
+    assert th.equal(fisher(vector), fisher(vector))
+    assert fisher._divergence(slice(None)).item() == pytest.approx(0.0, abs=1e-5)
+
+
+# The optimizer
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"critic_learning_rate": 1e-3}, {"baseline": None}, {"vf_coef": 0.0}], ids=str)
+def test_the_learning_rate_is_the_critics_alone(kwargs: dict[str, Any]) -> None:
+    models = [
+        make(episodes(ACTIONS["box"]), learn=100, learning_rate=rate, max_grad_norm=norm, baseline=baseline)
+        for rate, norm, baseline in ((1e-2, 0.5, None), (0.0, 0.5, None), (1.0, 1e-9, None))
+    ]
+    weights = [flat(actor(model.policy)) for model in models]
+    assert th.equal(weights[0], weights[1]) and th.equal(weights[0], weights[2])
+    model = make(episodes(ACTIONS["box"]), learn=100, **kwargs)
+    states = model.policy.optimizer.state
+    assert all(parameter not in states or not states[parameter] for parameter in actor(model.policy))
+    assert all(parameter.grad is None for parameter in actor(model.policy))
+    critic = [(name, p) for name, p in model.policy.named_parameters() if "value" in name]
+    before = dict(model.before.named_parameters())
+    changed = [not th.equal(p.double(), before[name]) for name, p in critic]
+    assert all(changed) if model.uses_critic else not any(changed)
+
+
+def test_the_critic_is_fitted_as_without() -> None:
+    """The joint step and the passes of the first update are those of an update without the natural gradient."""
+    models = [make(episodes(ACTIONS["discrete"]), learn=32, natural_gradient=natural) for natural in (True, False)]
+    critics = [flat([p for n, p in model.policy.named_parameters() if "value" in n]) for model in models]
+    th.testing.assert_close(*critics)
+    assert not th.allclose(*(flat(actor(model.policy)) for model in models))
+    logs = [model.logger.name_to_value for model in models]
+    assert logs[0]["train/grad_norm"] == pytest.approx(logs[1]["train/grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("part", ["mlp_extractor.policy_net.0", "action_net", "log_std"])
+def test_frozen_parameters_stay(part: str) -> None:
+    model = make(episodes(ACTIONS["box"]), policy_kwargs=TINY, cg_max_steps=100)
+    names = [name for name, _ in model.policy.named_parameters() if name.startswith(part)]
+    for name, parameter in model.policy.named_parameters():
+        parameter.requires_grad_(name not in names)
+    model.learn(40)
+    before = dict(model.before.named_parameters())
+    for name, parameter in model.policy.named_parameters():
+        assert th.equal(parameter.double(), before[name]) == (name in names), name
+    expected = exact_step(model)
+    assert float((moved(model) - expected).norm() / expected.norm()) < 2e-3
+
+
+def test_with_a_frozen_actor_the_critic_learns_on() -> None:
+    model = make(episodes(ACTIONS["discrete"]))
+    for parameter in actor(model.policy):
+        parameter.requires_grad_(False)
+    model.learn(40)
+    before = dict(model.before.named_parameters())
+    changed = {name for name, p in model.policy.named_parameters() if not th.equal(p.double(), before[name])}
+    assert changed and all("value" in name for name in changed)
+
+
+# What it works with
+
+
+@pytest.mark.parametrize("use_sde, squash", [(True, False), (True, True)])
+def test_gsde(use_sde: bool, squash: bool) -> None:
+    model = make(episodes(ACTIONS["box"]), learn=100, use_sde=use_sde, policy_kwargs={"squash_output": squash})
+    assert moved(model).isfinite().all()
+
+
+OBSERVATIONS: dict[str, tuple[str, spaces.Space]] = {
+    "image": ("CnnPolicy", IMAGE),
+    "dict": ("MultiInputPolicy", spaces.Dict({"vector": VECTOR, "image": IMAGE, "number": spaces.Discrete(4)})),
+    "discrete": ("MlpPolicy", spaces.Discrete(4)),
+}
+
+
+@pytest.mark.parametrize("actions", ACTIONS)
+@pytest.mark.parametrize("observations", OBSERVATIONS)
+@pytest.mark.parametrize("shared", [True, False])
+def test_images_and_dicts(observations: str, actions: str, shared: bool) -> None:
+    policy, space = OBSERVATIONS[observations]
+    # A baseline without a critic: a shared features extractor would move with the value loss, too
+    kwargs: dict[str, Any] = {"share_features_extractor": shared, "normalize_images": True}
+    model = make(
+        episodes(ACTIONS[actions], space, n_envs=2), policy, learn=32, baseline=None, target_kl=1e-4, policy_kwargs=kwargs
+    )
+    assert model.logger.name_to_value["train/approx_kl"] < 1e-2
+    assert model._n_updates >= 1 and moved(model).any() and moved(model).isfinite().all()
+
+
+def test_what_is_shared_takes_the_joint_step_of_the_critic_too() -> None:
+    models = [
+        make(
+            episodes(ACTIONS["discrete"], IMAGE), "CnnPolicy", learn=32, baseline="value", vf_coef=vf_coef, n_critic_updates=0
+        )
+        for vf_coef in (0.0, 0.5)
+    ]
+    shared = [flat(model.policy.features_extractor.parameters()) for model in models]
+    before = [flat(model.before.features_extractor.parameters()) for model in models]
+    own = [flat([*model.policy.action_net.parameters()]) for model in models]
+    th.testing.assert_close(before[0], before[1])
+    assert not th.equal(shared[0], before[0]) and not th.allclose(shared[0], shared[1], atol=1e-6)
+    th.testing.assert_close(own[0], own[1])
+
+
+class OwnEvaluation(ActorCriticPolicy):
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        return super().evaluate_actions(obs, actions)
+
+
+class OwnFeatures(ActorCriticPolicy):
+    """SB3's ``get_distribution`` passes by this method."""
+
+    def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
+        return 3.0 * super().extract_features(obs, features_extractor)
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_policies_with_methods_of_their_own(name: str) -> None:
+    model = make(episodes(ACTIONS[name]), OwnEvaluation, learn=40, policy_kwargs=TINY, cg_max_steps=100)
+    assert not has_sb3_forward(model.policy)
+    expected = exact_step(model)
+    assert float((moved(model) - expected).norm() / expected.norm()) < 2e-3
+    policies = [make_policy(name), make_policy(name, OwnFeatures)]
+    observations, actions = batch_of(policies[0])
+    vector = th.ones(sum(p.numel() for p in actor(policies[0])))
+    products = [
+        Fisher(policy, scale * observations, actions, actor(policy))(vector)
+        for policy, scale in zip(policies, (3.0, 1.0), strict=True)
+    ]
+    th.testing.assert_close(*products)
+
+
+class Tempered(ActorCriticPolicy):
+    """Its log-probabilities are not those of its distribution."""
+
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        return values, 2.0 * log_prob, entropy
+
+
+class Heavy(DiagGaussianDistribution):
+    """Student's t: PyTorch knows no divergence."""
+
+    def proba_distribution(self, mean_actions: th.Tensor, log_std: th.Tensor) -> Any:
+        self.distribution = th.distributions.StudentT(5.0, mean_actions, log_std.exp())  # type: ignore[assignment]
+        return self
+
+
+class HeavyPolicy(ActorCriticPolicy):
+    def _build(self, lr_schedule: Any) -> None:
+        self.action_dist = Heavy(2)
+        super()._build(lr_schedule)
+
+
+@pytest.mark.parametrize("policy, name, match", [(Tempered, "discrete", "Tempered"), (HeavyPolicy, "box", "StudentT")])
+def test_a_policy_without_a_divergence_is_refused(policy: Any, name: str, match: str) -> None:
+    with pytest.raises(ValueError, match=rf"^`natural_gradient=True` needs a .*{match}.*\.$"):
+        make(episodes(ACTIONS[name]), policy)
+    model = make(episodes(ACTIONS[name]), policy, natural_gradient=False)
+    model.natural_gradient = True
+    with pytest.raises(ValueError, match=match):
+        model.learn(10)
+
+
+# Refusals
+
+
+def assert_refused(model: REINFORCE, match: str) -> None:
+    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"^{match}.*\.$"):
+        model.learn(32)
+    assert all(th.equal(tensor, before[name]) for name, tensor in model.policy.state_dict().items())
+    assert not any(model.policy.optimizer.state.values())
+
+
+NO_DIRECTION: list[tuple[dict[str, Any], float]] = [
+    ({"baseline": None}, 0.0),
+    ({"baseline": None, "normalize_advantage": False}, 0.0),
+    ({"baseline": "leave_one_out", "reward_to_go": False, "n_episodes": 4}, 0.3),
+    ({"baseline": "leave_one_out", "normalize_advantage": False, "n_episodes": 4}, 0.3),
+    ({"baseline": "mean", "reward_to_go": False}, 1 / 3),
+    ({"baseline": "mean", "reward_to_go": False, "normalize_advantage": False, "gamma": 0.9}, 0.7),
+    ({"baseline": None, "reward_to_go": False, "gamma": 0.93}, 1e3 / 7),
+]
+
+
+@pytest.mark.parametrize("kwargs, reward", NO_DIRECTION, ids=str)
+def test_equal_returns_give_no_direction(kwargs: dict[str, Any], reward: float) -> None:
+    """Not even by rounding errors, which the step's length would not know from a gradient."""
+    model = make(vec(Scripted((7,), VECTOR, reward=lambda _: reward)), **kwargs)
+    assert_refused(model, "The natural gradient needs a direction")
+
+
+def test_small_differences_are_a_direction() -> None:
+    returns = 1000.0 + 0.01 * th.arange(5)
+    check_advantages(returns - 1000.0, returns, True)
+    with pytest.raises(ValueError, match="must differ"):
+        check_advantages(th.full((5,), 0.3), returns, True)
+    check_advantages(th.full((5,), 0.3), returns, False)
+
+
+def test_equal_returns_leave_the_entropy() -> None:
+    model = make(vec(Scripted((7,), VECTOR, reward=lambda _: 0.0)), learn=32, baseline=None, ent_coef=0.1)
+    assert moved(model).any()
+
+
+def test_a_single_action_gives_no_direction() -> None:
+    model = make(episodes(spaces.Discrete(1)), baseline=None)
+    assert_refused(model, "The natural gradient needs a ")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_refused(bad: float) -> None:
+    policy = make_policy("box")
+    observations, actions = batch_of(policy)
+    before = flat(list(policy.parameters()))
+    gradient = [th.ones_like(p) for p in actor(policy)]
+    gradient[0].view(-1)[0] = bad
+    with pytest.raises(ValueError, match="gradient of the policy must be finite"):
+        natural_step(policy, gradient, actor(policy), observations, actions, 0.01, 15, 0.1, 1)
+    gradient = [th.zeros_like(p) for p in actor(policy)]
+    with pytest.raises(ValueError, match="policy gradient of zero"):
+        natural_step(policy, gradient, actor(policy), observations, actions, 0.01, 15, 0.1, 1)
+    assert th.equal(flat(list(policy.parameters())), before)
+
+
+@pytest.mark.parametrize("direction", [[0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0], [0.0, 1.0]])
+def test_a_direction_without_divergence_is_refused(direction: list[float]) -> None:
+    with pytest.raises(ValueError, match="needs a finite direction"):
+        scaled_step(th.diag(th.tensor([1.0, 0.0])).mv, th.tensor(direction), 0.01)
+
+
+def test_a_solution_that_is_not_finite_leaves_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fisher, "__call__", lambda self, vector: math.nan * vector)
+    assert_refused(make(episodes(ACTIONS["box"])), "The natural gradient needs a finite direction")
+
+
+# As part of the algorithm
+
+
+def test_the_arguments_are_saved(tmp_path: Any) -> None:
+    arguments = {"natural_gradient": True, "target_kl": 0.02, "cg_max_steps": 7, "cg_damping": 0.2, "sub_sampling_factor": 2}
+    model = make(episodes(ACTIONS["discrete"]), learn=40, **arguments)
+    model.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", env=episodes(ACTIONS["discrete"]), device="cpu")
+    assert {name: getattr(loaded, name) for name in arguments} == arguments
+    assert th.equal(flat(actor(loaded.policy)), flat(actor(model.policy)))
+    loaded.learn(40)
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    weights = [flat(actor(make(episodes(ACTIONS["box"]), learn=100).policy)) for _ in range(2)]
+    assert th.equal(*weights)
+
+
+def test_fixed_length_rollouts() -> None:
+    model = make(episodes(ACTIONS["discrete"], n_envs=2), learn=200, complete_episodes=False, n_steps=16, gae_lambda=0.9)
+    assert model._n_updates > 2 and moved(model).any()
+
+
+def test_it_learns_cartpole() -> None:
+    model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", 4), n_steps=256, natural_gradient=True, seed=0, device="cpu")
+    model.learn(30_000)
+    mean, _ = evaluate_policy(model, gym.make("CartPole-v1"), n_eval_episodes=5, warn=False)
+    assert mean > 300
