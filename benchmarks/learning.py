@@ -1,10 +1,11 @@
 """
 How well does REINFORCE learn? Beside SB3's A2C and PPO and sb3-contrib's TRPO, with the same budgets, wrappers and seeds.
 
-REINFORCE takes its entries from ``zoo_configs/reinforce.yml``, the others RL Zoo's own: that of the environment itself, else
-of its nearest older version, else SB3's defaults with ``VecNormalize``. Nothing of an entry is changed but its budget, which
-its schedules follow. ``reinforce_mc`` is REINFORCE with ``gae_lambda=1``, pure Monte Carlo; its entry is REINFORCE's, overridden
-by what ``learning_mc.yml`` beside this file has for the environment. ``Delayed...`` environments pay the whole return at the end.
+REINFORCE takes its entries from ``zoo_configs/reinforce.yml``, the others RL Zoo's own: that of the environment itself,
+else of its nearest older version, else SB3's defaults with ``VecNormalize``. Nothing of an entry is changed but its budget,
+which its schedules follow. ``reinforce_mc`` is REINFORCE with ``gae_lambda=1``, pure Monte Carlo; its entry is REINFORCE's,
+overridden by what ``learning_mc.yml`` beside this file has for the environment. ``Delayed...`` environments pay the whole
+return at the end.
 
     python benchmarks/learning.py run [--algos ...] [--envs ...] [--seeds 0 1 ...] [--workers 2] [--folder DIR]
     python benchmarks/learning.py cartpole-steps    # steps until CartPole-v1 is solved
@@ -299,8 +300,8 @@ def evaluate(model: Any, manager: Any, seed: int, n_episodes: int) -> Callable[[
 
     def run() -> tuple[float, float]:
         sync_envs_normalization(model.env, env)
-        mean, std = evaluate_policy(model, env, n_episodes, deterministic=True)
-        return float(mean), float(std)
+        returns, _ = evaluate_policy(model, env, n_episodes, deterministic=True, return_episode_rewards=True)
+        return float(np.mean(returns)), float(np.std(returns))
 
     return run
 
@@ -335,13 +336,21 @@ class Recorder:
         if self.evaluation is None:
             self.write(model)
             return True
+        result = self.evaluate()
+        self.write(model, *result)
+        self.n_passed = self.n_passed + 1 if result[0] >= SOLVE_RETURN else 0
+        return self.n_passed < SOLVE_IN_A_ROW
+
+    def evaluate(self) -> tuple[float, float]:
+        """
+        :return: Mean and standard deviation of an evaluation, whose time does not count
+        """
+        assert self.evaluation is not None
         wall, cpu = time.perf_counter(), cpu_seconds()
         result = self.evaluation()
         self.evaluation_wall += time.perf_counter() - wall
         self.evaluation_cpu += cpu_seconds() - cpu
-        self.write(model, *result)
-        self.n_passed = self.n_passed + 1 if result[0] >= SOLVE_RETURN else 0
-        return self.n_passed < SOLVE_IN_A_ROW
+        return result
 
     def write(self, model: Any, *result: float) -> None:
         """
@@ -371,9 +380,6 @@ def train(run: Run) -> None:
     """
     :param run: What to run, in this process
     """
-    import torch as th
-
-    th.set_num_threads(1)
     run.partial.parent.mkdir(parents=True, exist_ok=True)
     with open(run.partial, "a") as file:
         try:
@@ -384,6 +390,9 @@ def train(run: Run) -> None:
             run.partial.unlink()
             return
         file.truncate(0)
+        import torch as th
+
+        th.set_num_threads(1)
         model, manager = build(run)
         if run.kind == "steps":
             recorder = Recorder(run, file, evaluate(model, manager, run.seed + EVAL_SEED_OFFSET, SOLVE_EPISODES))
@@ -391,22 +400,10 @@ def train(run: Run) -> None:
             recorder = Recorder(run, file)
         model.learn(run.budget, callback=[*manager.callbacks, as_callback(recorder)])
         if run.kind == "learning":
-            recorder.evaluation = evaluate(model, manager, run.seed + EVAL_SEED_OFFSET, N_EVAL_EPISODES)
-            finish(recorder, model)
+            # Made within the evaluation, whose time does not count
+            recorder.evaluation = lambda: evaluate(model, manager, run.seed + EVAL_SEED_OFFSET, N_EVAL_EPISODES)()
+            recorder.write(model, *recorder.evaluate())
         run.partial.rename(run.path)
-
-
-def finish(recorder: Recorder, model: Any) -> None:
-    """
-    :param recorder: The recorder of a run
-    :param model: Its model, trained
-    """
-    assert recorder.evaluation is not None
-    wall, cpu = time.perf_counter(), cpu_seconds()
-    result = recorder.evaluation()
-    recorder.evaluation_wall += time.perf_counter() - wall
-    recorder.evaluation_cpu += cpu_seconds() - cpu
-    recorder.write(model, *result)
 
 
 def as_callback(function: Callable[[dict[str, Any], dict[str, Any]], bool]) -> Any:
@@ -620,11 +617,12 @@ def parse() -> argparse.Namespace:
     commands.add_parser("report", help="tables and figures of the runs that have finished")
     for name, command in commands.choices.items():
         if name != "cartpole-steps":
-            envs = [*CLASSIC, *MUJOCO]
+            envs = [*CLASSIC, *MUJOCO, *FURTHER] if name == "report" else [*CLASSIC, *MUJOCO]
             command.add_argument(
                 "--envs", nargs="+", choices=list(BUDGETS), default=envs, metavar="ENV", help=", ".join(BUDGETS)
             )
         command.add_argument("--folder", type=Path, default=RESULTS / "learning", help="folder of the results")
+    commands.choices["report"].add_argument("--algos", nargs="+", choices=ALGOS, default=list(ALGOS), help="algorithms")
     commands.choices["report"].add_argument(
         "--docs", type=Path, default=RESULTS.parent.parent / "docs", help="folder of the figures"
     )
@@ -643,7 +641,7 @@ def main() -> None:
     elif args.command == "report":
         from learning_report import report
 
-        report(args.folder, args.docs, args.envs)
+        report(args.folder, args.docs, args.envs, args.algos)
     else:
         signal.signal(signal.SIGTERM, stop)
         steps = args.command == "cartpole-steps"
