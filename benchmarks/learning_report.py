@@ -1,0 +1,386 @@
+"""
+Tables and figures of the runs of ``learning.py`` that have finished. Imported by it: ``python benchmarks/learning.py report``.
+
+Nothing is left out and nothing is made up: where there are fewer seeds, the tables say how many there are.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from learning import COLUMNS, MUJOCO, N_ROWS, SOLVE_ENV, SOLVE_FOLDER, SOLVE_IN_A_ROW, SOLVE_RETURN, read_metadata
+
+NAMES = {
+    "reinforce": "REINFORCE",
+    "reinforce_mc": "REINFORCE, Monte Carlo",
+    "reinforce_defaults": "REINFORCE, defaults",
+    "a2c": "A2C",
+    "ppo": "PPO",
+    "trpo": "TRPO",
+}
+COLOURS = {"reinforce": "#c0392b", "reinforce_mc": "#e67e22", "a2c": "#2e6fab", "ppo": "#7fb3d9", "trpo": "#4f9d69"}
+OURS, REFERENCE = "reinforce", "ppo"
+N_BOOTSTRAPS = 2000
+#: The share of the way from random actions to the lower one of two final returns that both have to go
+COMMON_SHARE = 0.9
+#: Fewer episodes than these make no mean return
+MIN_EPISODES = 20
+
+
+def load(folder: Path, env_ids: list[str], algos: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """
+    :param folder: Folder of the results
+    :param env_ids: Environments
+    :param algos: Algorithms
+    :return: One row per run with its outcome, and the rows of all runs, both with the columns ``env``, ``algo`` and ``seed``
+    """
+    outcomes, curves = [], []
+    for env_id in env_ids:
+        for algo in algos:
+            for path in sorted((folder / env_id).glob(f"{algo}-*.csv")):
+                info, rows = read_metadata(path), pd.read_csv(path, comment="#")
+                key = {"env": env_id, "algo": algo, "seed": info["seed"]}
+                last = rows.iloc[-1]
+                outcomes.append(
+                    {**key, "entry": info["entry"], **last[["return_last_100", "eval_mean", "timesteps", "cpu_seconds"]]}
+                )
+                curves.append(rows.assign(**key))
+    columns = ["env", "algo", "seed", "entry", "return_last_100", "eval_mean", "timesteps", "cpu_seconds"]
+    runs = pd.DataFrame(outcomes, columns=columns).sort_values("seed", kind="stable")
+    return runs, pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=[*COLUMNS, "env", "algo", "seed"])
+
+
+def in_order(runs: pd.DataFrame, column: str, order: list[str]) -> list[str]:
+    """
+    :param runs: The runs
+    :param column: One of its columns
+    :param order: All values that it may have
+    :return: Those that it has, in this order
+    """
+    present = set(runs[column])
+    return [value for value in order if value in present]
+
+
+def number(value: float) -> str:
+    """
+    :param value: A number
+    :return: It with about four digits; a dash for none
+    """
+    if not math.isfinite(value):
+        return "-"
+    n_digits = math.floor(math.log10(max(abs(value), 0.1))) + 1
+    return f"{value:,.{max(0, 3 - n_digits)}f}"
+
+
+def spread(values: pd.Series) -> str:
+    """
+    :param values: One value per seed
+    :return: Their mean, standard deviation and number
+    """
+    deviation = f" ± {number(values.std())}" if len(values) > 1 else ""
+    return f"{number(values.mean())}{deviation} ({len(values)})" if len(values) else "-"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """
+    :param header: Names of the columns
+    :param rows: The cells
+    :return: A table in Markdown
+    """
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] + ["--:"] * (len(header) - 1), *rows])
+
+
+def table(runs: pd.DataFrame, column: str, env_ids: list[str], algos: list[str]) -> str:
+    """
+    :param runs: The runs
+    :param column: What to tell of them
+    :param env_ids: Environments
+    :param algos: Algorithms
+    :return: A table of environments and algorithms: mean, standard deviation over the seeds and their number
+    """
+    groups = {key: group[column] for key, group in runs.groupby(["env", "algo"])}
+    empty = pd.Series(dtype=float)
+    rows = [[env_id, *(spread(groups.get((env_id, algo), empty)) for algo in algos)] for env_id in env_ids]
+    return markdown(["environment", *(NAMES[algo] for algo in algos)], rows)
+
+
+def entries(runs: pd.DataFrame, env_ids: list[str], algos: list[str]) -> str:
+    """
+    :param runs: The runs
+    :param env_ids: Environments
+    :param algos: Algorithms
+    :return: A table of the entries that the runs took their hyperparameters from
+    """
+    found = runs.groupby(["env", "algo"])["entry"].agg(lambda values: "; ".join(sorted(set(values))))
+    rows = [[env_id, *(str(found.get((env_id, algo), "-")) for algo in algos)] for env_id in env_ids]
+    return markdown(["environment", *(NAMES[algo] for algo in algos)], rows)
+
+
+def read_random(folder: Path) -> dict[str, float]:
+    """
+    :param folder: Folder of the results
+    :return: The mean return of random actions, by environment, as far as it was measured
+    """
+    path = folder / "random.csv"
+    return dict(pd.read_csv(path)[["env", "mean"]].to_numpy().tolist()) if path.exists() else {}
+
+
+# === Aggregates ===
+
+
+def score_matrices(
+    runs: pd.DataFrame, column: str, random: dict[str, float], algos: list[str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """
+    Scores that are 0 for random actions and 1 for the mean of PPO, on the tasks where all algorithms have runs.
+
+    :param runs: The runs
+    :param column: What of them is the score
+    :param random: The mean returns of random actions
+    :param algos: Algorithms
+    :return: By algorithm, scores of shape ``(n_seeds, n_tasks)``: as many seeds as each task has; and the tasks
+    """
+    scores = {key: group[column].dropna().to_numpy() for key, group in runs.groupby(["env", "algo"])}
+    tasks = []
+    for env_id in MUJOCO:
+        complete = env_id in random and all(len(scores.get((env_id, algo), ())) for algo in {*algos, REFERENCE})
+        # Where PPO learns nothing there is no scale
+        if complete and scores[env_id, REFERENCE].mean() > random[env_id]:
+            tasks.append(env_id)
+    matrices = {}
+    for algo in algos if tasks else []:
+        n_seeds = min(len(scores[env_id, algo]) for env_id in tasks)
+        columns = [
+            (scores[env_id, algo][:n_seeds] - random[env_id]) / (scores[env_id, REFERENCE].mean() - random[env_id])
+            for env_id in tasks
+        ]
+        matrices[algo] = np.stack(columns, axis=1)
+    return matrices, tasks
+
+
+def interval(point: np.ndarray, bounds: np.ndarray) -> str:
+    """
+    :param point: An estimate
+    :param bounds: Those of its interval
+    :return: Both
+    """
+    low, high = np.asarray(bounds).ravel()
+    return f"{np.asarray(point).item():.2f} [{low:.2f}, {high:.2f}]"
+
+
+def estimate(data: dict[str, Any], metric: Callable[..., float]) -> dict[str, str]:
+    """
+    :param data: Scores by name, or pairs of them
+    :param metric: A function of them
+    :return: Its values, with 95 % stratified bootstrap intervals over the seeds
+    """
+    from rliable import library
+
+    if not data:
+        return {}
+    np.random.seed(0)  # rliable draws from NumPy's global generator, whatever random state it is given
+    points, bounds = library.get_interval_estimates(data, lambda *scores: np.array([metric(*scores)]), reps=N_BOOTSTRAPS)
+    return {name: interval(points[name], bounds[name]) for name in data}
+
+
+def aggregates(runs: pd.DataFrame, column: str, random: dict[str, float], algos: list[str]) -> str:
+    """
+    :param runs: The runs
+    :param column: What of them is the score
+    :param random: The mean returns of random actions
+    :param algos: Algorithms
+    :return: A table of the interquartile means of the normalized scores, and of the probabilities of improvement
+    """
+    try:
+        from rliable import metrics
+    except ModuleNotFoundError:
+        return 'rliable is not installed: `pip install "sb3-reinforce[benchmark]"`.'
+    matrices, tasks = score_matrices(runs, column, random, algos)
+    if not tasks:
+        return "No MuJoCo task has a finished run of every algorithm, and the return of random actions (`random`)."
+    means = estimate(matrices, metrics.aggregate_iqm)
+    pairs = {algo: (matrices[OURS], matrices[algo]) for algo in algos if OURS in matrices and algo != OURS}
+    chances = estimate(pairs, metrics.probability_of_improvement)
+    rows = [[NAMES[algo], str(len(matrices[algo])), means[algo], chances.get(algo, "-")] for algo in matrices]
+    header = ["", "seeds", f"IQM ({NAMES[REFERENCE]} = 1, random = 0)", f"probability that {NAMES[OURS]} is better"]
+    missing = [env_id for env_id in MUJOCO if env_id not in tasks]
+    left_out = f" Left out for want of runs: {', '.join(missing)}." if missing else ""
+    return f"Over {len(tasks)} tasks: {', '.join(tasks)}.{left_out}\n\n{markdown(header, rows)}"
+
+
+# === Time until a return ===
+
+
+def first_reached(curve: pd.DataFrame, threshold: float) -> tuple[float, float]:
+    """
+    :param curve: The rows of a run
+    :param threshold: A return
+    :return: CPU seconds and timesteps until the mean training return first is that high; infinity if it never is
+    """
+    reached = curve[(curve["return_last_100"] >= threshold) & (curve["n_episodes"] >= MIN_EPISODES)]
+    return (reached["cpu_seconds"].iloc[0], reached["timesteps"].iloc[0]) if len(reached) else (math.inf, math.inf)
+
+
+def times(runs: pd.DataFrame, curves: pd.DataFrame, random: dict[str, float], env_ids: list[str], algos: list[str]) -> str:
+    """
+    :param runs: The runs
+    :param curves: Their rows
+    :param random: The mean returns of random actions
+    :param env_ids: Environments
+    :param algos: Algorithms
+    :return: A table of the medians over the seeds of the CPU seconds, and of the timesteps, until a return that both
+        REINFORCE and the other algorithm reach on average
+    """
+    finals = runs.groupby(["env", "algo"])["return_last_100"].mean()
+    by_run = {key: list(group.groupby("seed")) for key, group in curves.groupby(["env", "algo"])}
+    rows = []
+    for env_id in env_ids:
+        for algo in algos:
+            both = [(env_id, OURS), (env_id, algo)]
+            if algo == OURS or env_id not in random or not all(key in by_run for key in both):
+                continue
+            threshold = random[env_id] + COMMON_SHARE * (min(finals[key] for key in both) - random[env_id])
+            if threshold <= random[env_id]:
+                continue
+            medians = [np.median([first_reached(curve, threshold) for _, curve in by_run[key]], axis=0) for key in both]
+            (our_time, our_steps), (their_time, their_steps) = medians
+            ratio = their_time / our_time if math.isfinite(our_time) else math.nan
+            cells = [threshold, our_time, their_time, ratio, our_steps, their_steps]
+            rows.append([f"{env_id}, {NAMES[algo]}", *(number(float(cell)) for cell in cells)])
+    header = ["", "return", "REINFORCE, CPU s", "other, CPU s", "other / REINFORCE", "REINFORCE, steps", "other, steps"]
+    return markdown(header, rows) if rows else "No environment has runs of REINFORCE, another algorithm and random actions."
+
+
+def steps_to_solve(folder: Path) -> str:
+    """
+    :param folder: Folder of the results
+    :return: A table of the steps until the first of three consecutive evaluations that pass, on CartPole-v1
+    """
+    rows = []
+    for algo, name in NAMES.items():
+        steps = []
+        for path in sorted((folder / SOLVE_FOLDER / SOLVE_ENV).glob(f"{algo}-*.csv")):
+            run = pd.read_csv(path, comment="#")
+            passed = (run["eval_mean"] >= SOLVE_RETURN).astype(int)
+            # 1 where this evaluation and the next ones pass
+            starts = passed[::-1].rolling(SOLVE_IN_A_ROW).min()[::-1] == 1
+            steps.append(float(run["timesteps"][starts].min()) if starts.any() else math.inf)
+        if steps:
+            solved = f"{np.isfinite(steps).sum()} of {len(steps)}"
+            rows.append([name, solved, *(number(float(f(steps))) for f in (np.median, np.min, np.max))])
+    return markdown(["", "solved", "median steps", "least", "most"], rows) if rows else "No run has finished."
+
+
+# === Figures ===
+
+
+def mean_curve(curves: pd.DataFrame, x: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    :param curves: The rows of the runs of an algorithm on an environment
+    :param x: The column along which to go
+    :return: Points along it that all runs have reached, and mean and standard deviation over the runs of the training return
+    """
+    runs = [run.dropna(subset="return_last_100") for _, run in curves.groupby("seed")]
+    runs = [run for run in runs if len(run)]
+    if not runs:
+        return np.empty(0), np.empty(0), np.empty(0)
+    start, end = max(run[x].iloc[0] for run in runs), min(run[x].iloc[-1] for run in runs)
+    grid = np.geomspace(max(start, 1e-2), end, N_ROWS) if x == "cpu_seconds" else np.linspace(start, end, N_ROWS)
+    values = np.stack([np.interp(grid, run[x], run["return_last_100"]) for run in runs])
+    return grid, values.mean(axis=0), values.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(N_ROWS)
+
+
+def draw(axis: Any, curves: pd.DataFrame, x: str, algos: list[str]) -> None:
+    """
+    :param axis: Where to draw
+    :param curves: The rows of the runs on an environment
+    :param x: The column along which to go
+    :param algos: Algorithms
+    """
+    for algo in reversed(algos):  # REINFORCE on top
+        ours = curves[curves["algo"] == algo]
+        grid, mean, deviation = mean_curve(ours, x)
+        if len(grid):
+            axis.plot(grid, mean, color=COLOURS[algo], linewidth=1.6)
+            axis.fill_between(grid, mean - deviation, mean + deviation, color=COLOURS[algo], alpha=0.18, linewidth=0)
+    counts = curves.groupby("algo")["seed"].nunique()
+    seeds = f"{counts.min()}" if counts.nunique() == 1 else f"{counts.min()}-{counts.max()}"
+    axis.set_title(f"{curves['env'].iloc[0]}  ({seeds} seed{'s' if seeds != '1' else ''})", fontsize=9)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+    if x == "cpu_seconds":
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        axis.xaxis.set_major_formatter(
+            lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value else "0"
+        )
+
+
+def figure(curves: pd.DataFrame, x: str, env_ids: list[str], algos: list[str], path: Path) -> None:
+    """
+    :param curves: The rows of the runs
+    :param x: The column along which to go
+    :param env_ids: Environments, at least one
+    :param algos: Algorithms
+    :param path: Where the figure goes
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    n_columns = min(4, len(env_ids))
+    n_rows = -(-len(env_ids) // n_columns)
+    size = (3.2 * n_columns, 2.6 * n_rows + 0.7)
+    sheet, axes = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat[len(env_ids) :]:
+        axis.set_axis_off()
+    for axis, env_id in zip(axes.flat, env_ids, strict=False):
+        draw(axis, curves[curves["env"] == env_id], x, algos)
+    sheet.supxlabel("CPU seconds of training, one thread" if x == "cpu_seconds" else "timesteps", fontsize=10)
+    sheet.supylabel("mean return of the last 100 training episodes", fontsize=10)
+    handles = [plt.Line2D([], [], color=COLOURS[algo], linewidth=2) for algo in algos]
+    names = [NAMES[algo] for algo in algos]
+    sheet.legend(handles, names, loc="outside upper center", ncols=len(algos), frameon=False, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.savefig(path, dpi=130)
+    plt.close(sheet)
+
+
+def report(folder: Path, docs: Path, env_ids: list[str], algos: list[str]) -> None:
+    """
+    :param folder: Folder of the results; ``report.md`` goes there
+    :param docs: Folder of the figures
+    :param env_ids: Environments
+    :param algos: Algorithms
+    """
+    runs, curves = load(folder, env_ids, algos)
+    env_ids, algos = in_order(runs, "env", env_ids), in_order(runs, "algo", algos)
+    random = read_random(folder)
+    runs["steps_per_second"] = runs["timesteps"] / runs["cpu_seconds"]
+    sections = {
+        "Mean training return of the last 100 episodes": table(runs, "return_last_100", env_ids, algos),
+        "Evaluation at the end, deterministic": table(runs, "eval_mean", env_ids, algos),
+        "MuJoCo tasks together: evaluation at the end": aggregates(runs, "eval_mean", random, algos),
+        "MuJoCo tasks together: training return": aggregates(runs, "return_last_100", random, algos),
+        "CPU time until a return that both reach": times(runs, curves, random, env_ids, algos),
+        f"Steps until {SOLVE_ENV} is solved": steps_to_solve(folder),
+        "Timesteps per CPU second of training": table(runs, "steps_per_second", env_ids, algos),
+        "Hyperparameters": entries(runs, env_ids, algos),
+    }
+    text = "\n\n".join(f"## {title}\n\n{body}" for title, body in sections.items())
+    text = f"# Learning\n\nMean ± standard deviation over the seeds (number of seeds).\n\n{text}\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").write_text(text)
+    print(text)
+    for name, group in (("classic", [e for e in env_ids if e not in MUJOCO]), ("mujoco", [e for e in env_ids if e in MUJOCO])):
+        for suffix, x in (("", "timesteps"), ("_cpu", "cpu_seconds")):
+            if group:
+                path = docs / f"learning_{name}{suffix}.png"
+                figure(curves, x, group, algos, path)
+                print(f"wrote {path}")

@@ -1,0 +1,164 @@
+"""The benchmark of learning, on tiny budgets: its files, what it skips and repeats, and the arithmetic of its report."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.skipif(find_spec("rl_zoo3") is None, reason="RL Zoo (rl_zoo3) is not installed")
+pd = pytest.importorskip("pandas")
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+TINY = ["--envs", "CartPole-v1", "--seeds", "0", "--budget-factor", "0.002"]
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def benchmark(*arguments: str, folder: Path, status: int = 0) -> str:
+    """Run a command of the benchmark to its end and return what it printed."""
+    command = [sys.executable, str(BENCHMARKS / "learning.py"), *arguments, "--folder", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.returncode == status, process.stdout
+    return process.stdout
+
+
+def test_runs_are_finished_skipped_and_repeated(tmp_path: Path) -> None:
+    """One begins anew what was left unfinished, one fails and leaves the other alone, and what is finished stays."""
+    import learning
+
+    folder = tmp_path / "CartPole-v1"
+    (folder / "a2c-0.csv.partial").mkdir(parents=True)
+    (folder / "reinforce_mc-0.csv.partial").write_text("left over")
+    output = benchmark("run", "--algos", "a2c", "reinforce_mc", *TINY, folder=tmp_path, status=1)
+    assert "a2c on CartPole-v1, seed 0: FAILED" in output and "IsADirectoryError" in (folder / "a2c-0.log").read_text()
+
+    path = folder / "reinforce_mc-0.csv"
+    assert not path.with_name(path.name + ".partial").exists() and not path.with_suffix(".log").exists()
+    info = json.loads(path.read_text().splitlines()[0].removeprefix("#"))
+    assert info["budget"] == 200 and info["entry"].startswith("reinforce.yml: CartPole-v1")
+    assert info["hyperparameters"]["gae_lambda"] == 1.0
+    rows = pd.read_csv(path, comment="#")
+    assert rows["timesteps"].is_monotonic_increasing and rows["timesteps"].iloc[-1] >= 200
+    assert rows["eval_mean"].notna().tolist() == [False] * (len(rows) - 1) + [True]
+    assert 8 <= rows["eval_mean"].iloc[-1] <= 500 and rows["cpu_seconds"].iloc[-1] > 0
+
+    written = path.stat().st_mtime_ns
+    assert "1 runs, 1 of them finished before" in benchmark("run", "--algos", "reinforce_mc", *TINY, folder=tmp_path)
+    assert path.stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match="budget"):
+        learning.is_finished(learning.Run("reinforce_mc", "CartPole-v1", 0, 300, tmp_path))
+
+
+def test_entries() -> None:
+    import learning
+
+    assert (
+        learning.matching_entry({"Hopper-v3": {}, "Hopper-v4": {}, "Hopper-v6": {}, "default": {}}, "Hopper-v5") == "Hopper-v4"
+    )
+    assert learning.matching_entry({"HopperBulletEnv-v0": {}, "default": {}}, "Hopper-v5") is None
+    assert learning.find_entry("ppo", "DelayedLunarLander-v3")[0] == "ppo.yml: LunarLander-v3"
+    source, entry = learning.find_entry("trpo", "Reacher-v5")
+    assert source == "SB3's defaults with VecNormalize" and entry["normalize"] is True
+    assert learning.find_entry("reinforce_mc", "Pendulum-v1")[1]["gae_lambda"] == 1.0
+    assert learning.find_entry("reinforce", "Pendulum-v1")[1]["gae_lambda"] < 1.0
+
+
+def test_seeds_come_one_after_the_other(tmp_path: Path) -> None:
+    import learning
+
+    runs = learning.plan(["ppo", "trpo"], ["CartPole-v1", "Hopper-v5"], None, tmp_path)
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    counts = {key: sum((run.algo, run.env_id) == key for run in runs) for key in {(run.algo, run.env_id) for run in runs}}
+    assert counts["trpo", "Hopper-v5"] == 3 and counts["ppo", "Hopper-v5"] == 5 and counts["trpo", "CartPole-v1"] == 10
+
+
+def test_delayed_rewards() -> None:
+    """The last reward is the whole return, also where the time limit ends the episode."""
+    import learning
+
+    learning.register_delayed("DelayedPendulum-v1")
+    delayed, plain = gym.make("DelayedPendulum-v1"), gym.make("Pendulum-v1")
+    assert delayed.spec is not None and delayed.spec.max_episode_steps == 200
+    for seed in (0, 1):
+        rewards: dict[gym.Env, list[float]] = {}
+        for env in (delayed, plain):
+            env.reset(seed=seed)
+            env.action_space.seed(seed)
+            truncated = False
+            while not truncated:
+                _, reward, _, truncated, _ = env.step(env.action_space.sample())
+                rewards.setdefault(env, []).append(float(reward))
+        assert rewards[delayed][:-1] == [0.0] * 199
+        assert np.isclose(rewards[delayed][-1], sum(rewards[plain]))
+
+
+def write(folder: Path, env_id: str, algo: str, seed: int, final: float, speed: float) -> None:
+    """A run whose return rises along a line, to be reached at 9/10 of the steps."""
+    from learning import COLUMNS
+
+    path = folder / env_id / f"{algo}-{seed}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    steps = np.arange(100, 1001, 100)
+    lines = [f"{t},{t / speed},{t / speed},{t},{final * t / 1000},," for t in steps]
+    lines.append(f"1000,{1000 / speed},{1000 / speed},1000,{final},{2 * final},1")
+    info = json.dumps({"algo": algo, "env": env_id, "seed": seed, "budget": 1000, "entry": "some.yml: entry"})
+    path.write_text("\n".join([f"# {info}", ",".join(COLUMNS), *lines]) + "\n")
+
+
+def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    import learning_report
+
+    monkeypatch.setattr(learning_report, "N_BOOTSTRAPS", 50)
+    for env_id in ("Hopper-v5", "Swimmer-v5"):
+        for seed, final in enumerate((100.0, 200.0, 300.0)):
+            write(tmp_path, env_id, "reinforce", seed, final, speed=10)
+        for seed, final in enumerate((400.0, 600.0)):
+            write(tmp_path, env_id, "ppo", seed, final, speed=2)
+    (tmp_path / "random.csv").write_text("env,mean,std,n_episodes\nHopper-v5,0,1,5\nSwimmer-v5,0,1,5\n")
+    learning_report.report(
+        tmp_path, tmp_path / "docs", ["Hopper-v5", "Swimmer-v5", "Walker2d-v5"], ["reinforce", "a2c", "ppo"]
+    )
+
+    text = (tmp_path / "report.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| Hopper-v5 | 200 ± 100 (3) | 500 ± 141 (2) |" in text  # training
+    assert "| Hopper-v5 | 400 ± 200 (3) | 1,000 ± 283 (2) |" in text  # evaluation
+    # 180: the second seed's run gets there after 900 of 1000 steps, PPO's after 450 and 300
+    assert "| Hopper-v5, PPO | 180 | 90.0 | 200 | 2.22 | 900 | 400 |" in text
+    assert "some.yml: entry" in text and "Walker2d" not in text.split("Left out")[0]
+    assert (tmp_path / "docs/learning_mujoco.png").stat().st_size > 0
+    assert (tmp_path / "docs/learning_mujoco_cpu.png").stat().st_size > 0
+    if find_spec("rliable") is not None:
+        assert "Over 2 tasks: Swimmer-v5, Hopper-v5." in text
+        assert "| REINFORCE | 3 | 0.40 [" in text and "| PPO | 2 | 1.00 [" in text and "0.00 [0.00, 0.00]" in text
+
+
+def test_report_of_nothing(tmp_path: Path) -> None:
+    from learning_report import report
+
+    report(tmp_path, tmp_path, ["Hopper-v5"], ["reinforce"])
+    assert "No run has finished." in (tmp_path / "report.md").read_text()
+
+
+def test_steps_to_solve(tmp_path: Path) -> None:
+    """The first of three consecutive evaluations that pass counts, and a run that never has three is not solved."""
+    from learning import COLUMNS
+    from learning_report import steps_to_solve
+
+    folder = tmp_path / "cartpole_steps" / "CartPole-v1"
+    folder.mkdir(parents=True)
+    for seed, returns in enumerate(([500, 100, 480, 475, 500], [500, 500, 100, 500, 500])):
+        rows = [f"{1000 * i},1,1,10,50,{value},0" for i, value in enumerate(returns, start=1)]
+        (folder / f"ppo-{seed}.csv").write_text("\n".join(["# {}", ",".join(COLUMNS), *rows]) + "\n")
+    assert "| PPO | 1 of 2 | - | 3,000 | - |" in steps_to_solve(tmp_path)
