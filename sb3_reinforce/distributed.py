@@ -7,12 +7,16 @@ an update is the one that a single process would have made of all the workers' e
 """
 
 import atexit
+import copy
+import inspect
 import io
 import os
 import pathlib
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, count, zip_longest
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -39,11 +43,13 @@ T = TypeVar("T")
 #: Sums of at most so many bytes go along a tree of workers, larger ones around a ring
 MAX_TREE_BYTES = 2**18
 #: Key of the job's store under which the first worker to fail leaves its error
-_FAILURE = "sb3_reinforce/failure"
+_FAILURE = "failure"
+#: Key of the number of workers that have read it
+_READ = "read"
 #: SB3's callbacks that write, print or evaluate: once per job is enough
 _RANK_0_CALLBACKS = (EvalCallback, CheckpointCallback, ProgressBarCallback, LogEveryNTimesteps)
 #: Arguments of which each worker may have its own
-_OWN_ARGUMENTS = {"n_steps", "n_episodes", "seed", "verbose", "_stats_window_size", "tensorboard_log"}
+_OWN_ARGUMENTS = {"n_steps", "seed", "verbose", "stats_window_size", "tensorboard_log"}
 
 
 class WorkerLostError(RuntimeError):
@@ -130,7 +136,11 @@ class Workers:
         self.rank = rank
         self.size = size
         self._normalizers: list[tuple[RunningMeanStd, Moments]] = []
-        self._n_timesteps: list[int] = []
+        self._n_seeds = 0
+        #: How often the weights were found to differ
+        self.n_repairs = 0
+        #: Recorded timesteps of each worker in the last rollout
+        self.n_timesteps: list[int] = []
 
     @property
     def alone(self) -> bool:
@@ -198,79 +208,102 @@ class Workers:
         self.add_up([deviation])
         return Moments(n, np.asarray(total / max(n, 1.0)), deviation.numpy()[0])
 
-    def start(self, model: OnPolicyAlgorithm, total_timesteps: int) -> None:
+    def start(self, model: OnPolicyAlgorithm, arguments: dict[str, Any]) -> None:
         """
         Begin a call of ``learn``: every worker takes over the weights, the optimizer's state, the timesteps and the
         normalizers of rank 0.
 
         :param model: The model
-        :param total_timesteps: Argument of ``learn``
-        :raises ValueError: If the workers' arguments differ where they must not
+        :param arguments: Arguments that must be the same for all workers, by their names
+        :raises ValueError: If they are not
         """
         if self.alone:
             return
-        _check_same_arguments(self.gather({**_comparable_arguments(model), "total_timesteps": total_timesteps}))
+        _check_same(self.gather(arguments))
+        self._share_state(model)
         normalizers = _normalizers(model.env)
-        state: dict[str, Any] = {
-            "policy": model.policy.state_dict(),
-            "optimizer": model.policy.optimizer.state_dict(),
-            "num_timesteps": model.num_timesteps,
-            "n_updates": model._n_updates,
-            "normalizers": [_moments(normalizer) for normalizer in normalizers],
-        }
-        state = self._from_rank_0(state)
-        if self.rank > 0:
-            model.policy.load_state_dict(state["policy"])
-            model.policy.optimizer.load_state_dict(state["optimizer"])
-            model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
-        self._normalizers = list(zip(normalizers, state["normalizers"], strict=True))
+        of_rank_0 = self._from_rank_0([_moments(normalizer) for normalizer in normalizers])
+        self._normalizers = list(zip(normalizers, of_rank_0, strict=True))
         for normalizer, moments in self._normalizers:
             _set_moments(normalizer, moments)
+
+    def _share_state(self, model: OnPolicyAlgorithm) -> None:
+        file = io.BytesIO()
+        if self.rank == 0:
+            optimizer = model.policy.optimizer
+            th.save((model.policy.state_dict(), optimizer.state_dict(), model.num_timesteps, model._n_updates), file)
+        content = self._from_rank_0(file.getvalue())
+        if self.rank > 0:
+            policy, optimizer_state, model.num_timesteps, model._n_updates = th.load(
+                io.BytesIO(content), map_location=model.device, weights_only=False
+            )
+            model.policy.load_state_dict(policy)
+            model.policy.optimizer.load_state_dict(optimizer_state)
+
+    def share_buffers(self, policy: ActorCriticPolicy) -> None:
+        """
+        What a policy gathers by itself while it trains, like the statistics of batch normalization, is taken over from rank 0.
+
+        :param policy: The policy
+        """
+        if self.alone:
+            return
+        with _lost_workers_named():
+            for buffer in policy.buffers():
+                dist.broadcast(buffer, src=0)
 
     def seed(self, seed: int | None) -> int | None:
         """
         A seed for each worker, so that no two play the same episodes.
 
         :param seed: The user's seed
-        :return: For rank 0 that one; for the others one that is derived from it and the rank (without one, from a number
-            that rank 0 draws)
+        :return: For rank 0 that one; for the others one that is derived from it and the rank (without one, from the seed that
+            PyTorch has on rank 0)
         """
         if self.alone:
             return seed
-        base = self._from_rank_0(int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed)
+        self._n_seeds += 1
+        base = self._from_rank_0(th.initial_seed() + next(_n_unseeded) if seed is None else seed)
         if self.rank == 0:
             return seed
-        return int(np.random.SeedSequence((base, self.rank)).generate_state(1)[0]) % 2**31
+        sequence = np.random.SeedSequence((base, self.rank, self._n_seeds))
+        return int(sequence.generate_state(1)[0]) % 2**31
 
     def share_rollout(self, model: OnPolicyAlgorithm, report: Report) -> Report:
         """
         The end of a rollout: tell the others of it, merge the normalizers' statistics, and make sure that all still have the
-        same weights (other processors round differently, and batch normalization has statistics of each worker's own).
+        same weights (processors of another kind may round differently).
 
         :param model: The model
         :param report: This worker's rollout
-        :return: What the workers have played together, this worker's episodes left out; the rollout goes on if all of them do
+        :return: What the workers have played together; the rollout goes on if all of them do
+        :raises ValueError: If the workers do not train the same parameters
         """
         if self.alone:
             return report
         increments = [_moments(normalizer).since(before) for normalizer, before in self._normalizers]
-        gathered = self.gather((report, increments, _checksum(model.policy)))
+        trained = {name: parameter.requires_grad for name, parameter in model.policy.named_parameters()}
+        gathered = self.gather((report, increments, trained, _checksum(model.policy)))
+        _check_same([{f"requires_grad of {name}": flag for name, flag in flags.items()} for _, _, flags, _ in gathered])
         for i, (normalizer, total) in enumerate(self._normalizers):
-            for _, others, _ in gathered:
+            for _, others, _, _ in gathered:
                 total |= others[i]
             _set_moments(normalizer, total)
             self._normalizers[i] = (normalizer, total)
-        if len({checksum for _, _, checksum in gathered}) > 1:
-            model.policy.load_state_dict(self._from_rank_0(model.policy.state_dict()))
-        self._n_timesteps = [each.n_timesteps for each, _, _ in gathered]
-        reports = [each for each, _, _ in gathered]
+        if len({checksum for _, _, _, checksum in gathered}) > 1:
+            self.n_repairs += 1
+            self._share_state(model)
+        reports = [each for each, _, _, _ in gathered]
+        self.n_timesteps = [each.n_timesteps for each in reports]
+        # In turn, so that a window over the last ones has some of each worker
+        in_turn = chain.from_iterable(zip_longest(*(each.infos for each in reports)))
         return Report(
             all(each.goes_on for each in reports),
             sum(each.n_played for each in reports),
             sum(each.n_timesteps for each in reports),
             sum(each.n_episodes for each in reports),
             any(each.cut for each in reports),
-            tuple(info for rank, each in enumerate(reports) if rank != self.rank for info in each.infos),
+            tuple(info for info in in_turn if info is not None),
         )
 
     def minibatches(self, n_timesteps: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -282,11 +315,16 @@ class Workers:
         :param batch_size: The largest size of a minibatch of all workers together
         :return: For each minibatch the rows of it that are this worker's, and the number of all its rows
         """
-        counts = [n_timesteps] if self.alone else self._n_timesteps
-        n_parts = -(-sum(counts) // batch_size)
-        parts = np.array_split(np.random.permutation(n_timesteps), n_parts)
-        for i, rows in enumerate(parts):
-            yield rows, sum(count // n_parts + (i < count % n_parts) for count in counts)
+        counts = [n_timesteps] if self.alone else self.n_timesteps
+        n_total, offset = sum(counts), sum(counts[: self.rank])
+        n_parts = -(-n_total // batch_size)
+        rows = np.random.permutation(n_timesteps)
+        if self.alone:
+            yield from ((part, len(part)) for part in np.array_split(rows, n_parts))
+            return
+        # Dealt out in turn, going on with the part at which the worker before has ended
+        for i in range(n_parts):
+            yield rows[(i - offset) % n_parts :: n_parts], n_total // n_parts + (i < n_total % n_parts)
 
     def callback(self, callback: MaybeCallback, progress_bar: bool) -> MaybeCallback:
         """
@@ -310,12 +348,21 @@ class Workers:
             return callback if self.rank in ranks else None
         if isinstance(callback, _RANK_0_CALLBACKS):
             return callback if self.rank == 0 else None
-        if type(callback) is CallbackList:
+        if isinstance(callback, CallbackList):
             children = [self._choose(child) for child in callback.callbacks]
-            return CallbackList([child for child in children if child is not None])
+            if all(child is before for child, before in zip(children, callback.callbacks, strict=True)):
+                return callback
+            chosen = copy.copy(callback)
+            chosen.callbacks = [child for child in children if child is not None]
+            return chosen
         if isinstance(callback, EventCallback) and callback.callback is not None:
-            callback.callback = self._choose(callback.callback)
-            return None if callback.callback is None else callback
+            child = self._choose(callback.callback)
+            if child is None or child is callback.callback:
+                return None if child is None else callback
+            event = copy.copy(callback)
+            event.callback = child
+            child.parent = event
+            return event
         return callback
 
     def _from_rank_0(self, item: T) -> T:
@@ -357,13 +404,48 @@ class Workers:
             return
         lost = isinstance(error, WorkerLostError)
         message = _first_failure(None if lost else f"Worker {self.rank} failed: {type(error).__name__}: {error}")
+        hosts_store = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        store = _store()
         _leave()
+        if hosts_store and store is not None and not lost:
+            # The message goes with this process: leave the others some time to read it
+            deadline = time.monotonic() + 5.0
+            while store.add(_READ, 0) < self.size - 1 and time.monotonic() < deadline:
+                time.sleep(0.01)
         if lost and message is not None:
             raise WorkerLostError(message) from error
 
 
 #: A process on its own
 ALONE = Workers()
+
+
+class WithoutRolloutEnd:
+    """
+    A callback whose rollouts do not end yet, because the other workers' have not.
+
+    :param callback: The callback
+    """
+
+    def __init__(self, callback: BaseCallback):
+        self._callback = callback
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._callback, name)
+
+    def on_rollout_end(self) -> None:
+        """Nothing yet."""
+
+
+def count_again(callback: BaseCallback, num_timesteps: int) -> None:
+    """
+    :param callback: A callback, which counts the timesteps itself
+    :param num_timesteps: Their number with those of the other workers
+    """
+    callback.num_timesteps = num_timesteps
+    child = getattr(callback, "callback", None)
+    for each in [*getattr(callback, "callbacks", []), *([child] if isinstance(child, BaseCallback) else [])]:
+        count_again(each, num_timesteps)
 
 
 class GlobalProgressBar(ProgressBarCallback):
@@ -380,7 +462,7 @@ def n_launched() -> int:
     """
     :return: How many workers torchrun has started (or ``torch.distributed`` has joined); 1 without it
     """
-    if dist.is_available() and dist.is_initialized():
+    if is_together():
         return dist.get_world_size()
     if not dist.is_available() or not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         return 1
@@ -404,6 +486,7 @@ def join(device: th.device) -> Workers:
 
     :param device: Device of the model
     :return: All workers; this process alone if torchrun has not started it
+    :raises ValueError: If there is a process group that cannot be used
     """
     if n_launched() == 1:
         return ALONE
@@ -411,17 +494,50 @@ def join(device: th.device) -> Workers:
         own_gpu = device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= th.cuda.device_count()
         if own_gpu:
             th.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo")
-        # Else gloo's threads may meet the end of the interpreter, and abort the process
-        atexit.register(_leave)
+        if "store" not in _job:
+            _job["store"], _job["rank"], _job["size"] = next(dist.rendezvous("env://"))
+            # Else gloo's threads may meet the end of the interpreter, and abort the process
+            atexit.register(_leave)
+        with _lost_workers_named():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if own_gpu else "gloo",
+                store=dist.PrefixStore(f"sb3_reinforce/group/{_generation[0]}", _job["store"]),
+                rank=_job["rank"],
+                world_size=_job["size"],
+            )
     backend = dist.get_backend_config()
     if "gloo" not in backend:
         raise ValueError(f"The process group must have gloo for the CPU ('gloo' or 'cpu:gloo,cuda:nccl'), got {backend!r}.")
     return Workers(dist.get_rank(), dist.get_world_size())
 
 
+#: The store at which the workers of this job meet, this process's rank and their number
+_job: dict[str, Any] = {}
+#: Models without a seed are told apart by their number
+_n_unseeded = count()
+#: How often the workers have parted after a failure: they meet again under another name
+_generation = [0]
+
+
+def is_together() -> bool:
+    """
+    :return: Whether there is a process group
+    """
+    return dist.is_available() and dist.is_initialized()
+
+
+def _store() -> "dist.Store | None":
+    """Where the workers leave messages that do not need everybody's presence."""
+    try:
+        store = _job["store"] if "store" in _job else dist.distributed_c10d._get_default_store()
+    except (RuntimeError, ValueError):
+        return None
+    return dist.PrefixStore(f"sb3_reinforce/messages/{_generation[0]}", store)
+
+
 def _leave() -> None:
-    if dist.is_initialized():
+    _generation[0] += 1
+    if is_together():
         dist.destroy_process_group()
 
 
@@ -430,8 +546,10 @@ def _lost_workers_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        reason = str(error).strip().split("\n")[0]
         raise WorkerLostError(
-            "The connection to another worker was lost: its process was killed, it has left, or its network is down."
+            "The connection to another worker was lost (its process was killed, it has left, its network is down, or it "
+            f"took longer than the time-out): {reason}"
         ) from error
 
 
@@ -441,37 +559,45 @@ def _first_failure(own: str | None) -> str | None:
 
     :param own: What to leave there if this worker is the first
     """
+    store = _store()
     try:
-        store = dist.distributed_c10d._get_default_store()
-        if store.check([_FAILURE]):
-            return store.get(_FAILURE).decode()
-        if own is not None:
+        if store is not None and store.check([_FAILURE]):
+            message = store.get(_FAILURE).decode()
+            store.add(_READ, 1)
+            return message
+        if store is not None and own is not None:
             store.set(_FAILURE, own)
-    except (RuntimeError, ValueError):  # the store went with its process, or the group has been left
+    except RuntimeError:  # the store went with its process
         pass
     return own
 
 
-def _comparable_arguments(model: OnPolicyAlgorithm) -> dict[str, Any]:
-    plain = {
-        name: value
-        for name, value in vars(model).items()
-        if not name.startswith("_") and name not in _OWN_ARGUMENTS and isinstance(value, bool | int | float | str | None)
+def comparable_arguments(model: OnPolicyAlgorithm) -> dict[str, Any]:
+    """
+    :param model: A model
+    :return: The arguments of its constructor that must be the same for all workers, as far as they can be compared, and what
+        its policy is made of
+    """
+    classes = [base for base in type(model).__mro__ if issubclass(base, OnPolicyAlgorithm)]
+    names = {name for base in classes for name in inspect.signature(base).parameters} - _OWN_ARGUMENTS
+    found = {name: getattr(model, name, None) for name in sorted(names)}
+    return {
+        **{name: value for name, value in found.items() if isinstance(value, bool | int | float | str | None)},
+        "device": model.device.type,
+        "observation_space": str(model.observation_space),
+        "optimizer_class": type(model.policy.optimizer).__name__,
+        "policy": str({name: tuple(parameter.shape) for name, parameter in model.policy.named_parameters()}),
     }
-    for changing in ("num_timesteps", "start_time", "n_envs"):
-        plain.pop(changing, None)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.policy.named_parameters()}
-    return {**plain, "observation_space": str(model.observation_space), "policy": str(shapes)}
 
 
-def _check_same_arguments(gathered: list[dict[str, Any]]) -> None:
+def _check_same(gathered: list[dict[str, Any]]) -> None:
     first = gathered[0]
-    for rank, arguments in enumerate(gathered):
-        for name in first.keys() | arguments.keys():
-            if first.get(name) != arguments.get(name):
+    for rank, items in enumerate(gathered):
+        for name in first.keys() | items.keys():
+            if first.get(name) != items.get(name):
                 raise ValueError(
                     f"`{name}` must be the same for all workers, got {first.get(name)!r} on rank 0 "
-                    f"and {arguments.get(name)!r} on rank {rank}."
+                    f"and {items.get(name)!r} on rank {rank}."
                 )
 
 

@@ -244,6 +244,7 @@ class REINFORCE(OnPolicyAlgorithm):
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
         self._workers = distributed.ALONE
+        self._seeded_env: VecEnv | None = None  # among several workers, the environments that were given seeds of their own
         self._new_infos: list[dict[str, Any]] = []  # of the present rollout's episodes, for the other workers
         self._sampler: PolicySampler | None = None
         self._action_rng: np.random.Generator | None = None
@@ -304,6 +305,7 @@ class REINFORCE(OnPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        self._join_workers()
         checks.check_arguments(vars(self))  # they may have been set by hand
         if self.env is None:
             raise ValueError("There is no environment to learn from, pass one to `load` or `set_env`.")
@@ -315,19 +317,29 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.complete_episodes:
             check_resets(self.env, self._cuts_expected)
         self._sampler = None
-        self._join_workers(total_timesteps)
+        self._take_over_from_rank_0(total_timesteps)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
-    def _join_workers(self, total_timesteps: int) -> None:
-        """Take over what rank 0 has, if there are several workers, and go other ways from there on."""
-        if self._workers.alone and distributed.n_launched() > 1:
+    def _join_workers(self) -> None:
+        if not (self._workers.alone or distributed.is_together()):  # the group has been left, or the model has come here
+            self._workers = distributed.ALONE
+        if self._workers.alone:
             self._workers = distributed.join(self.device)
+
+    def _take_over_from_rank_0(self, total_timesteps: int) -> None:
+        if self._workers.alone:
+            return
+        arguments = {**distributed.comparable_arguments(self), "total_timesteps": total_timesteps}
+        self._workers.start(self, arguments)
+        self._cuts_expected = any(self._workers.gather(self._cuts_expected))
+        if any(self._workers.gather(self.env is not self._seeded_env)):
             seed = self._workers.seed(self.seed)
+            self._seeded_env = self.env
             if self._workers.rank > 0:
                 self.set_random_seed(seed)
-                self.set_logger(Logger(folder=None, output_formats=[]))
-        self._workers.start(self, total_timesteps)
-        self._cuts_expected = any(self._workers.gather(self._cuts_expected))
+                self._last_obs = None  # what was reset before has another seed
+        if self._workers.rank > 0:
+            self.set_logger(Logger(folder=None, output_formats=[]))
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if self._workers.alone:
@@ -335,16 +347,21 @@ class REINFORCE(OnPolicyAlgorithm):
         return super()._init_callback(self._workers.callback(callback, progress_bar))
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
-        super()._update_info_buffer(infos, dones)
-        if not self._workers.alone:
-            ended = [info for info, done in zip(infos, dones, strict=True) if done]  # type: ignore[arg-type]
-            self._new_infos += [{key: info[key] for key in ("episode", "is_success") if key in info} for info in ended]
+        if self._workers.alone:
+            super()._update_info_buffer(infos, dones)
+            return
+        # Until the end of the rollout, when those of all workers take their places in turn
+        ended = [info for info, done in zip(infos, dones, strict=True) if done]  # type: ignore[arg-type]
+        self._new_infos += [{key: info[key] for key in ("episode", "is_success") if key in info} for info in ended]
 
-    def _share_rollout(self, goes_on: bool, n_timesteps: int = 0, n_episodes: int = 0, cut: bool = False) -> Report:
+    def _share_rollout(
+        self, callback: BaseCallback, goes_on: bool, n_timesteps: int = 0, n_episodes: int = 0, cut: bool = False
+    ) -> Report:
         """
         The end of this worker's rollout, and of those of all others: count and log what was played together.
 
-        :param goes_on: ``False``: a callback has stopped this worker
+        :param callback: The callback
+        :param goes_on: ``False``: it has stopped this worker
         :param n_timesteps: Recorded timesteps
         :param n_episodes: Recorded episodes
         :param cut: Whether an episode was cut at the horizon
@@ -358,6 +375,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self._new_infos.clear()
         if not self._workers.alone:
             super()._update_info_buffer(list(report.infos), np.ones(len(report.infos), dtype=bool))
+            distributed.count_again(callback, self.num_timesteps)
         if not report.goes_on:
             # The environments stand in the middle of episodes that are never used: start afresh next time
             self._last_obs = None
@@ -407,7 +425,7 @@ class REINFORCE(OnPolicyAlgorithm):
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
-                return self._share_rollout(goes_on=False).goes_on
+                return self._share_rollout(callback, goes_on=False).goes_on
 
             check_step(new_obs, rewards, dones, infos, timestep, self._vec_normalize_env)  # type: ignore[arg-type]
             recording = recorder.recording
@@ -419,7 +437,7 @@ class REINFORCE(OnPolicyAlgorithm):
             recorder.advance(dones, infos, new_obs)  # type: ignore[arg-type]
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
-        if not self._finish_rollout(rollout_buffer, recorder, values_known=sampler.evaluates):
+        if not self._finish_rollout(callback, rollout_buffer, recorder, values_known=sampler.evaluates):
             return False
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -474,11 +492,13 @@ class REINFORCE(OnPolicyAlgorithm):
             return self.policy.unscale_action(actions)
         return np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
 
-    def _finish_rollout(self, buffer: EpisodeRolloutBuffer, recorder: Recorder, values_known: bool) -> bool:
+    def _finish_rollout(
+        self, callback: BaseCallback, buffer: EpisodeRolloutBuffer, recorder: Recorder, values_known: bool
+    ) -> bool:
         """Compute values, returns and advantages of a recorded rollout, unless another worker was stopped."""
         episodes, recorded = recorder.result()
         cut = isinstance(recorder, CompleteEpisodes) and bool(recorder.cut)
-        report = self._share_rollout(True, episodes.n_timesteps, len(recorded), cut)
+        report = self._share_rollout(callback, True, episodes.n_timesteps, len(recorded), cut)
         if not report.goes_on:
             return False
         buffer.finish(episodes)
@@ -512,17 +532,21 @@ class REINFORCE(OnPolicyAlgorithm):
     ) -> bool:
         """The fixed-length rollout of a user's own buffer, by SB3's own calls."""
         try:
-            completed = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+            playing = callback if self._workers.alone else distributed.WithoutRolloutEnd(callback)
+            completed = super().collect_rollouts(env, playing, rollout_buffer, n_rollout_steps)  # type: ignore[arg-type]
         except ValueError:
             # If the policy refused an observation, say which
             checks.check_finite("observation", self._last_obs, lambda env_id: rollout_buffer.pos, of="the rollout")  # type: ignore[arg-type]
             raise
         if not completed:
-            return self._share_rollout(goes_on=False).goes_on
+            return self._share_rollout(callback, goes_on=False).goes_on
         checks.check_filled_buffer(rollout_buffer)
         starts = np.array(rollout_buffer.episode_starts, dtype=bool)
         starts[0] = True
-        return self._share_rollout(True, int(starts.size), int(starts.sum())).goes_on
+        report = self._share_rollout(callback, True, int(starts.size), int(starts.sum()))
+        if report.goes_on and not self._workers.alone:
+            callback.on_rollout_end()
+        return report.goes_on
 
     def train(self) -> None:
         """
@@ -540,11 +564,13 @@ class REINFORCE(OnPolicyAlgorithm):
             # Convert discrete action from float to long
             actions = actions.long().flatten()
 
+        # Those of all workers
+        n_timesteps = len(batch.advantages) if self._workers.alone else self._n_rollout_timesteps
         weights = log_prob_weights(
             batch.advantages,
             # The return of the whole episode is discounted from its start already
             self.gamma**batch.timesteps if self.discount_state_distribution and self.reward_to_go else None,  # type: ignore[union-attr]
-            self._n_rollout_episodes if self.average_over == "episodes" else self._n_rollout_timesteps,
+            self._n_rollout_episodes if self.average_over == "episodes" else n_timesteps,
             self.normalize_advantage,
             self._workers,
         )
@@ -563,7 +589,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 self.vf_coef,
                 actor_parameters,
                 value_parameters,
-                self._n_rollout_timesteps,
+                n_timesteps,
             )
             check_losses(gradients, batch, self.rollout_buffer)
             gradients = add_up(gradients, self._workers)
@@ -588,6 +614,7 @@ class REINFORCE(OnPolicyAlgorithm):
                     self._workers,
                 )
             approx_kl = check_update(self.policy, batch.observations, actions, gradients.log_probs, self._workers)
+            self._workers.share_buffers(self.policy)
 
         self._n_updates += 1
         self._record_update(gradients, grad_norm, approx_kl)
@@ -700,6 +727,7 @@ class REINFORCE(OnPolicyAlgorithm):
             "_reached_timesteps",
             "critic_lr_schedule",
             "_workers",
+            "_seeded_env",
             "_new_infos",
             "_n_timesteps_before",
             "_n_rollout_timesteps",

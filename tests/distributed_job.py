@@ -17,7 +17,8 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -184,6 +185,107 @@ def training(rank: int, size: int) -> dict[str, Any]:
     }
 
 
+def edges(rank: int, size: int) -> dict[str, Any]:
+    """Small things, one after the other, to start one job for all of them."""
+    result: dict[str, Any] = {}
+
+    # A model that only rank 0 has resumed
+    model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1"), n_steps=64, seed=rank, device="cpu")
+    if rank == 0:
+        model.policy.load_state_dict({key: value + 0.1 for key, value in model.policy.state_dict().items()})
+        model._n_updates = 5
+        for parameter in model.policy.parameters():
+            parameter.grad = th.ones_like(parameter)
+        model.policy.optimizer.step()
+    at_start = AtRollouts()
+    model.learn(1, callback=at_start)
+    moments = [state["exp_avg"].numpy().ravel() for state in model.policy.optimizer.state.values()]
+    result["resumed"] = {
+        "weights at start": at_start.starts[0],
+        "moments": np.concatenate(moments),
+        "n_updates": model._n_updates,
+        "repairs": model._workers.n_repairs,
+        "rate": model.policy.optimizer.param_groups[0]["lr"],
+    }
+
+    # More episodes per rollout than the window of the log holds
+    env = DummyVecEnv([lambda: Monitor(Constant(rank))])
+    REINFORCE("MlpPolicy", env, n_episodes=128, device="cpu").learn(1)
+    model = REINFORCE("MlpPolicy", env, n_episodes=128, device="cpu").learn(1)
+    result["mean return"] = float(np.mean([info["r"] for info in model.ep_info_buffer]))
+
+    # Hardly any timesteps, of very different numbers, in minibatches of one
+    env = DummyVecEnv([lambda: Uneven(0, ACTION_SPACES["discrete"])])
+    model = REINFORCE("MlpPolicy", env, n_steps=1 + 30 * rank, batch_size=1, device="cpu").learn(1)
+    steps = {float(state["step"]) for state in model.policy.optimizer.state.values()}
+    result["minibatches"] = {"steps": sorted(steps), "n": model._n_rollout_timesteps, "weights": weights(model)}
+
+    # Other environments, which have the same seed everywhere
+    starts = Writes()
+    model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", seed=5), n_steps=64, device="cpu")
+    model.learn(1, callback=starts)
+    model.set_env(make_vec_env("CartPole-v1", seed=5))
+    model.learn(1, callback=starts, reset_num_timesteps=False)
+    result["first observations"] = starts.first_observations
+
+    # SB3's own buffer
+    at_end = AtRollouts()
+    model = REINFORCE(
+        "MlpPolicy",
+        make_vec_env("CartPole-v1", rank + 1),
+        n_steps=64,
+        complete_episodes=False,
+        rollout_buffer_class=RolloutBuffer,
+        device="cpu",
+    ).learn(1, callback=CallbackList([at_end]))
+    result["timesteps"] = (*at_end.timesteps, model.num_timesteps)
+
+    # A subclass with numbers of its own
+    model = small_model(rank)
+    model.number = rank  # type: ignore[attr-defined]
+    model.learn(1)
+    # A process group that has been left
+    th.distributed.destroy_process_group()
+    model.learn(1)
+    result["again"] = weights(model)
+    return result
+
+
+class Constant(gym.Env):
+    """Episodes of one step, with a constant reward."""
+
+    def __init__(self, reward: float):
+        self.reward = float(reward)
+        self.observation_space = spaces.Box(-1, 1, (1,), np.float32)
+        self.action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(1, np.float32), self.reward, True, False, {}
+
+
+class AtRollouts(BaseCallback):
+    """Where the model stands at the beginning and the end of each rollout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starts: list[np.ndarray] = []
+        self.ends: list[np.ndarray] = []
+        self.timesteps: list[int] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self.starts.append(weights(self.model))  # type: ignore[arg-type]
+
+    def _on_rollout_end(self) -> None:
+        self.ends.append(weights(self.model))  # type: ignore[arg-type]
+        self.timesteps += [self.num_timesteps, self.model.num_timesteps]
+
+
 class Stops(BaseCallback):
     """Stops on one rank, in the middle of its third rollout."""
 
@@ -218,6 +320,24 @@ def exception(rank: int, size: int) -> dict[str, Any]:
         # torchrun ends the others as soon as one has ended in an error: all write their story first
         return {"error": f"{type(error).__name__}: {error}", "n_updates": model._n_updates}
     return {}
+
+
+def early(rank: int, size: int) -> dict[str, Any]:
+    model = small_model(rank)
+    if rank == 1:
+        model.gamma = 5.0
+    errors = []
+    for _ in range(2):  # what failed before is not what fails now
+        try:
+            model.learn(500)
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+        if rank == 1:
+            model.gamma = 0.99
+            model.policy.value_net.weight.requires_grad_(False)
+    model.policy.value_net.weight.requires_grad_(True)
+    model.learn(500)
+    return {"errors": errors, "weights": weights(model)}
 
 
 def uncaught(rank: int, size: int) -> dict[str, Any]:
@@ -297,17 +417,9 @@ def batch_norm(rank: int, size: int) -> dict[str, Any]:
         policy_kwargs={"features_extractor_class": Extractor},
         device="cpu",
     )
-    ends: list[np.ndarray] = []
-
-    class AtRolloutEnd(BaseCallback):
-        def _on_step(self) -> bool:
-            return True
-
-        def _on_rollout_end(self) -> None:
-            ends.append(weights(self.model))  # type: ignore[arg-type]
-
-    model.learn(1_000, callback=AtRolloutEnd())
-    return {"ends": np.array(ends)}
+    at_ends = AtRollouts()
+    model.learn(1_000, callback=at_ends)
+    return {"ends": np.array([*at_ends.ends, weights(model)])}
 
 
 def cartpole(rank: int, size: int) -> dict[str, Any]:
@@ -318,7 +430,20 @@ def cartpole(rank: int, size: int) -> dict[str, Any]:
 
 SCENARIOS = {
     function.__name__: function
-    for function in (updates, training, stop, exception, uncaught, killed, different, normalizer, batch_norm, cartpole)
+    for function in (
+        updates,
+        training,
+        stop,
+        exception,
+        uncaught,
+        killed,
+        different,
+        normalizer,
+        batch_norm,
+        cartpole,
+        edges,
+        early,
+    )
 }
 
 if __name__ == "__main__":

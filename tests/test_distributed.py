@@ -1,15 +1,18 @@
 """Several workers on one machine, started by torchrun as a user would."""
 
+import json
 import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_reinforce import REINFORCE
@@ -119,7 +122,9 @@ def test_a_saved_model_is_an_ordinary_one(trained):
     for name in ("rank_0", "model"):
         model = REINFORCE.load(folder / name, env=job.make_vec_env("CartPole-v1"), device="cpu")
         np.testing.assert_array_equal(job.weights(model), first["first"])
-        assert not any("workers" in key or "distributed" in key for key in vars(model) if key != "_workers")
+        with zipfile.ZipFile((folder / name).with_suffix(".zip")) as archive:
+            saved = json.loads(archive.read("data"))
+        assert not {"_workers", "_seeded_env", "_new_infos", "_n_rollout_timesteps"} & saved.keys()
         n_updates = model._n_updates
         model.learn(600, reset_num_timesteps=False)
         assert model._n_updates > n_updates
@@ -183,6 +188,113 @@ def test_merged_statistics_are_those_of_the_pooled_data(tmp_path):
 def test_statistics_of_batch_normalization_stay_together(tmp_path):
     ends = [outcome["ends"] for outcome in results(2, "batch_norm", tmp_path)]
     np.testing.assert_array_equal(ends[0], ends[1])
+
+
+@pytest.fixture(scope="module")
+def edges(tmp_path_factory):
+    return results(2, "edges", tmp_path_factory.mktemp("edges"))
+
+
+def test_workers_start_from_all_that_rank_0_has(edges):
+    first, second = (outcome["resumed"] for outcome in edges)
+    for key in ("weights at start", "moments"):
+        np.testing.assert_array_equal(first[key], second[key])
+    assert first["n_updates"] == second["n_updates"] == 6
+    assert first["rate"] == second["rate"]
+    assert first["repairs"] == second["repairs"] == 0
+
+
+def test_the_log_has_episodes_of_all_workers(edges):
+    assert [outcome["mean return"] for outcome in edges] == [0.5, 0.5]
+
+
+def test_minibatches_of_one_timestep_are_steps_of_all_workers(edges):
+    first, second = (outcome["minibatches"] for outcome in edges)
+    np.testing.assert_array_equal(first["weights"], second["weights"])
+    # The actor's one step, and those of the critic: the joint one, and five passes over all timesteps
+    assert first["n"] == second["n"] > 30
+    assert first["steps"] == second["steps"] == [1, 1 + 5 * first["n"]]
+
+
+def test_environments_with_one_seed_play_different_episodes(edges):
+    first, second = (outcome["first observations"] for outcome in edges)
+    assert not set(first) & set(second)
+
+
+def test_with_a_buffer_of_sb3_the_rollout_ends_for_all_at_once(edges):
+    for outcome in edges:
+        assert outcome["timesteps"] == (192, 192, 192)
+
+
+def test_workers_that_have_parted_meet_again(edges):
+    np.testing.assert_array_equal(edges[0]["again"], edges[1]["again"])
+
+
+def test_errors_before_and_after_the_start_reach_all(tmp_path):
+    first, second = results(2, "early", tmp_path)
+    assert second["errors"][0] == "ValueError: `gamma` must be a number in [0, 1], got 5.0."
+    assert first["errors"][0] == f"WorkerLostError: Worker 1 failed: {second['errors'][0]}"
+    for outcome in (first, second):
+        assert (
+            "`requires_grad of value_net.weight` must be the same for all workers, got True on rank 0" in outcome["errors"][1]
+        )
+    np.testing.assert_array_equal(first["weights"], second["weights"])
+
+
+@pytest.mark.parametrize("counts", [[1, 1], [1, 1, 1], [5, 0, 9], [100, 3], [7]])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 1000])
+def test_minibatches_deal_out_every_timestep_once(counts, batch_size):
+    each_workers = []
+    for rank, n in enumerate(counts):
+        workers = Workers(rank, len(counts))
+        workers.n_timesteps = counts
+        each_workers.append(list(workers.minibatches(n, batch_size)))
+        np.testing.assert_array_equal(np.sort(np.concatenate([rows for rows, _ in each_workers[-1]])), np.arange(n))
+    totals = [sum(len(rows) for rows, _ in parts) for parts in zip(*each_workers, strict=True)]
+    assert all([total for _, total in parts] == totals for parts in each_workers)
+    assert max(totals) <= batch_size and max(totals) - min(totals) <= 1
+    assert len(totals) == -(-sum(counts) // batch_size)
+
+
+@pytest.mark.parametrize("seed", [None, 0, 3])
+def test_seeds_differ_by_rank_and_follow_from_the_users(seed, monkeypatch):
+    monkeypatch.setattr(Workers, "_from_rank_0", lambda self, item: item)
+    th.manual_seed(11)
+    seeds = [Workers(rank, 4).seed(seed) for rank in range(4)]
+    assert seeds[0] == seed
+    assert len(set(seeds)) == 4
+    if seed is not None:
+        assert seeds == [Workers(rank, 4).seed(seed) for rank in range(4)]
+        assert not set(seeds[1:]) & {Workers(rank, 4).seed(seed + 1) for rank in range(4)}
+
+
+def test_a_callback_chooses_its_ranks():
+    class Own(job.Writes):
+        pass
+
+    chosen = Own()
+    chosen.ranks = (1,)
+    evaluation, everywhere = EvalCallback(job.make_vec_env("CartPole-v1")), Own()
+    nested = CallbackList(
+        [everywhere, EveryNTimesteps(10, CheckpointCallback(5, "nowhere")), CallbackList([evaluation, chosen])]
+    )
+    for rank, expected in ((0, {"every", "checkpoint", "evaluation"}), (1, {"every", "chosen"})):
+        found = set()
+
+        def visit(callback, found=found):
+            names = {id(everywhere): "every", id(evaluation): "evaluation", id(chosen): "chosen"}
+            if isinstance(callback, CheckpointCallback):
+                found.add("checkpoint")
+            if id(callback) in names:
+                found.add(names[id(callback)])
+            for child in [*getattr(callback, "callbacks", []), getattr(callback, "callback", None)]:
+                if child is not None:
+                    visit(child)
+
+        for callback in Workers(rank, 2).callback(nested, progress_bar=False):
+            visit(callback)
+        assert found == expected
+    assert len(nested.callbacks) == 3  # the user's own list is as it was
 
 
 def test_two_workers_solve_cartpole(tmp_path):
