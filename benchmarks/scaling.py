@@ -178,8 +178,12 @@ def table(results: dict[str, list[dict[str, dict[str, float]]]], n_workers: list
             speed_up = statistics.median(turn[str(n)]["steps_per_second"] / turn["1"]["steps_per_second"] for turn in rounds)
             rows.append(
                 f"| {name} | {n} | {median('steps_per_second'):.0f} | {speed_up:.2f} | {speed_up / n:.2f} "
-                f"| {median('rollout_seconds', 1e3):.0f} | {median('update_seconds', 1e3):.0f} | {median('messages'):.0f} "
-                f"| {median('message_bytes', 1e-3):.0f} | {median('message_seconds', 1e3):.0f} |"
+                f"| {median('rollout_seconds', 1e3):.0f} | {median('update_seconds', 1e3):.0f} "
+                + (
+                    "| | | |"  # nothing travels
+                    if n == 1
+                    else f"| {median('messages'):.0f} | {median('message_bytes', 1e-3):.0f} | {median('message_seconds', 1e3):.0f} |"
+                )
             )
     return "\n".join(rows)
 
