@@ -179,13 +179,18 @@ def table(results: dict[str, list[dict[str, dict[str, float]]]], n_workers: list
             rows.append(
                 f"| {name} | {n} | {median('steps_per_second'):.0f} | {speed_up:.2f} | {speed_up / n:.2f} "
                 f"| {median('rollout_seconds', 1e3):.0f} | {median('update_seconds', 1e3):.0f} "
-                + (
-                    "| | | |"  # nothing travels
-                    if n == 1
-                    else f"| {median('messages'):.0f} | {median('message_bytes', 1e-3):.0f} | {median('message_seconds', 1e3):.0f} |"
-                )
+                + ("| | | |" if n == 1 else f"| {messages(median)} |")
             )
     return "\n".join(rows)
+
+
+def messages(median: Callable[..., float]) -> str:
+    """
+    :param median: Gives the median of a key, scaled
+    :return: Cells of the table: number, kB and milliseconds
+    """
+    cells = (median("messages"), median("message_bytes", 1e-3), median("message_seconds", 1e3))
+    return " | ".join(f"{cell:.0f}" for cell in cells)
 
 
 if __name__ == "__main__":

@@ -329,3 +329,13 @@ def test_one_process_is_alone(monkeypatch):
     model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=32).learn(32)
     assert model._workers.alone
     assert not th.distributed.is_initialized()
+
+
+def test_the_example_runs_with_two_workers(tmp_path):
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(root / "examples" / "distributed.py"), "--timesteps", "1500", "--out", str(tmp_path)]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.count("steps of 2 worker(s)") == 1
+    assert (tmp_path / "distributed.zip").exists()
