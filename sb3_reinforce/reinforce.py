@@ -107,7 +107,8 @@ class REINFORCE(OnPolicyAlgorithm):
         Policy Gradient"), with :math:`F` the Fisher information of the batch, and so far that the KL divergence is
         ``target_kl`` to second order. ``learning_rate`` is then the critic's alone (with what it shares with the actor), and
         ``max_grad_norm`` too
-    :param target_kl: KL divergence of a natural step, summed over the dimensions of an action, averaged over timesteps
+    :param target_kl: KL divergence of a natural step, summed over the dimensions of an action, averaged over timesteps;
+        it can be a function of the current progress remaining (from 1 to 0)
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
     :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, what the batch
         says nothing about is left to rounding errors
@@ -164,7 +165,7 @@ class REINFORCE(OnPolicyAlgorithm):
         n_critic_updates: int = 5,
         critic_learning_rate: float | Schedule | None = None,
         natural_gradient: bool = False,
-        target_kl: float = 0.01,
+        target_kl: float | Schedule = 0.01,
         cg_max_steps: int = 15,
         cg_damping: float = 0.1,
         sub_sampling_factor: int = 1,
@@ -257,6 +258,7 @@ class REINFORCE(OnPolicyAlgorithm):
         super()._setup_lr_schedule()
         rate = self.learning_rate if self.critic_learning_rate is None else self.critic_learning_rate
         self.critic_lr_schedule = FloatSchedule(rate)
+        self.target_kl_schedule = FloatSchedule(self.target_kl)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         super().set_random_seed(seed)
@@ -635,7 +637,7 @@ class REINFORCE(OnPolicyAlgorithm):
             actor_parameters,
             batch.observations,
             actions,
-            self.target_kl,
+            self.target_kl_schedule(self._current_progress_remaining),
             self.cg_max_steps,
             self.cg_damping,
             self.sub_sampling_factor,
@@ -726,6 +728,7 @@ class REINFORCE(OnPolicyAlgorithm):
             "_value_parameters",
             "_reached_timesteps",
             "critic_lr_schedule",
+            "target_kl_schedule",
             "_workers",
             "_seeded_env",
             "_new_infos",

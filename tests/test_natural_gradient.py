@@ -259,9 +259,19 @@ def test_the_step_takes_the_sums_over_workers() -> None:
     before = flat(actor(policy))
     gradient = [th.ones_like(parameter) for parameter in actor(policy)]
     steps = []
+
+    class Scaled(Workers):
+        def __init__(self, factor: float):
+            super().__init__(0, 2)
+            self.factor = factor
+
+        def add_up(self, tensors: Sequence[th.Tensor]) -> None:
+            for part in tensors:
+                if part.numel() > 1:
+                    part *= self.factor
+
     for factor in (1.0, 2.0):
-        reduce_sum = lambda part, factor=factor: part if part.ndim == 0 else factor * part  # noqa: E731
-        natural_step(policy, gradient, actor(policy), observations, actions, 0.01, 50, 0.0, 1, reduce_sum)
+        natural_step(policy, gradient, actor(policy), observations, actions, 0.01, 50, 0.0, 1, Scaled(factor))
         steps.append(flat(actor(policy)) - before)
         th.nn.utils.vector_to_parameters(before.float(), actor(policy))
     th.testing.assert_close(steps[0], math.sqrt(2.0) * steps[1], rtol=1e-3, atol=1e-6)
@@ -475,6 +485,13 @@ def test_equal_returns_give_no_direction(kwargs: dict[str, Any], reward: float) 
     """Not even by rounding errors, which the step's length would not know from a gradient."""
     model = make(vec(Scripted((7,), VECTOR, reward=lambda _: reward)), **kwargs)
     assert_refused(model, "The natural gradient needs a direction")
+
+
+def test_the_divergence_may_follow_a_schedule() -> None:
+    """It falls to nothing at the end, which is no error."""
+    model = make(episodes(ACTIONS["box"]), learn=40, target_kl=lambda progress: 1e-4 if progress == 1.0 else 0.0)
+    model.learn(40, reset_num_timesteps=False)
+    assert not moved(model).any()
 
 
 def test_small_differences_are_a_direction() -> None:

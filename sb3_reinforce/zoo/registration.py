@@ -166,7 +166,8 @@ def _preprocess_own_keys(manager: Any, hyperparams: dict[str, Any]) -> dict[str,
     :param manager: An ``ExperimentManager``
     :param hyperparams: An entry, as it stands in a file
     :return: The entry with the keys ready that RL Zoo does not know
-    :raises ValueError: If a key exists neither in RL Zoo nor as an argument of the algorithm, or is no learning rate
+    :raises ValueError: If a key exists neither in RL Zoo nor as an argument of the algorithm, or its value is neither a number
+        nor a schedule where it has to be one
     """
     from rl_zoo3.utils import ALGOS
 
@@ -175,7 +176,7 @@ def _preprocess_own_keys(manager: Any, hyperparams: dict[str, Any]) -> dict[str,
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         # Here, before a folder is made: the error is the same for a new run, a resumed one and a search
         check_names(hyperparams, [*parameters, *ZOO_KEYS], algorithm.__name__)
-    for key in ("learning_rate", "critic_learning_rate"):
+    for key in ("learning_rate", "critic_learning_rate", "target_kl"):
         value = hyperparams.get(key)
         if value is None:
             continue
@@ -184,7 +185,7 @@ def _preprocess_own_keys(manager: Any, hyperparams: dict[str, Any]) -> dict[str,
             schedule = manager._preprocess_schedules({"learning_rate": value})["learning_rate"]
         except ValueError as error:
             raise ValueError(f"`{key}` must be a number (2.0e-4, not 2e-4, in YAML) or lin_NUMBER, got {value!r}.") from error
-        if key == "critic_learning_rate":
+        if key != "learning_rate":
             hyperparams[key] = schedule
     return hyperparams
 

@@ -39,6 +39,8 @@ def sample_reinforce_params(
         "n_critic_updates": trial.suggest_int("n_critic_updates", 0, 20),
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-2, log=True),
         "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 3e-2, log=True),
+        "natural_gradient": trial.suggest_categorical("natural_gradient", [True, False]),
+        "target_kl": trial.suggest_float("target_kl", 1e-3, 0.1, log=True),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.1, log=True),
         "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
         "normalize_advantage": trial.suggest_categorical("normalize_advantage", [True, False]),
