@@ -191,10 +191,11 @@ def natural_step(
     :param parameters: Those parameters, none of them frozen
     :param observations: Observations of the batch
     :param actions: Actions of the batch
-    :param target_kl: The second-order KL divergence of the step
+    :param target_kl: The second-order KL divergence of the step, averaged over all timesteps
     :param cg_max_steps: Largest number of steps of the conjugate gradient method
     :param cg_damping: Multiple of the identity that is added to the Fisher information when solving
-    :param sub_sampling_factor: The Fisher information is that of every so many timesteps, counted along the batch
+    :param sub_sampling_factor: The equations are solved with the Fisher information of every so many timesteps, counted along
+        the batch
     :param workers: The workers, each of which has a part of the batch and the gradient of all of it
     :return: Norm of the gradient
     :raises ValueError: If the gradient or the step is zero or not finite; the weights are then as they were
@@ -208,7 +209,10 @@ def natural_step(
     flat = [of_parameter[parameter].flatten() for parameter in fisher.parameters]
     if not any(part.any() for part in flat):
         raise ValueError("The natural gradient needs a direction, got a policy gradient of zero.")
-    step = scaled_step(fisher, solve(fisher, th.cat(flat), cg_max_steps, cg_damping), target_kl)
+    direction = solve(fisher, th.cat(flat), cg_max_steps, cg_damping)
+    if sub_sampling_factor > 1:  # how far the policy moves is a matter of all timesteps
+        fisher = Fisher(policy, observations, actions, fisher.parameters, workers)
+    step = scaled_step(fisher, direction, target_kl)
     with th.no_grad():
         sizes = [parameter.numel() for parameter in fisher.parameters]
         for parameter, part in zip(fisher.parameters, step.split(sizes), strict=True):

@@ -112,8 +112,8 @@ class REINFORCE(OnPolicyAlgorithm):
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
     :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, what the batch
         says nothing about is left to rounding errors
-    :param sub_sampling_factor: :math:`F` is averaged over every so many timesteps of the batch, to save time; the gradient
-        is that of all of them
+    :param sub_sampling_factor: :math:`F` is averaged over every so many timesteps of the batch in these equations, to save
+        time; the gradient, and the divergence of the step, are those of all of them
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -258,7 +258,6 @@ class REINFORCE(OnPolicyAlgorithm):
         super()._setup_lr_schedule()
         rate = self.learning_rate if self.critic_learning_rate is None else self.critic_learning_rate
         self.critic_lr_schedule = FloatSchedule(rate)
-        self.target_kl_schedule = FloatSchedule(self.target_kl)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         super().set_random_seed(seed)
@@ -631,13 +630,16 @@ class REINFORCE(OnPolicyAlgorithm):
         """Move the actor along its natural gradient; returns the norm of the gradient."""
         if self.ent_coef == 0:  # the entropy's gradient is a direction, too
             check_advantages(batch.advantages, batch.returns, self.normalize_advantage, self._workers)
+        target_kl = self.target_kl(self._current_progress_remaining) if callable(self.target_kl) else float(self.target_kl)
+        checks.check_number("target_kl", target_kl, 0)  # a schedule may end at zero
+        self.logger.record("train/target_kl", target_kl)
         return natural_step(
             self.policy,
             gradients.actor,
             actor_parameters,
             batch.observations,
             actions,
-            self.target_kl_schedule(self._current_progress_remaining),
+            target_kl,
             self.cg_max_steps,
             self.cg_damping,
             self.sub_sampling_factor,
@@ -728,7 +730,6 @@ class REINFORCE(OnPolicyAlgorithm):
             "_value_parameters",
             "_reached_timesteps",
             "critic_lr_schedule",
-            "target_kl_schedule",
             "_workers",
             "_seeded_env",
             "_new_infos",

@@ -129,7 +129,8 @@ def exact_step(model: Watched, sub_sampling_factor: int = 1) -> th.Tensor:
     gradient = jacobian(objective, actor(policy))
     fisher = exact_fisher(policy, batch.observations[::sub_sampling_factor])
     x = th.linalg.pinv(fisher + model.cg_damping * th.eye(len(fisher)), rtol=1e-12, hermitian=True) @ gradient
-    return th.sqrt(2 * model.target_kl / (x @ fisher @ x)) * x
+    whole = exact_fisher(policy, batch.observations)
+    return th.sqrt(2 * model.target_kl / (x @ whole @ x)) * x
 
 
 # The step
@@ -492,6 +493,24 @@ def test_the_divergence_may_follow_a_schedule() -> None:
     model = make(episodes(ACTIONS["box"]), learn=40, target_kl=lambda progress: 1e-4 if progress == 1.0 else 0.0)
     model.learn(40, reset_num_timesteps=False)
     assert not moved(model).any()
+
+
+@pytest.mark.parametrize("bad", [-0.01, float("nan"), float("inf")])
+def test_a_schedule_with_a_bad_value_is_refused(bad: float) -> None:
+    model = make(episodes(ACTIONS["box"]), target_kl=lambda progress: bad)
+    before = flat(model.policy.parameters())
+    with pytest.raises(ValueError, match="`target_kl` must be a finite number of at least 0"):
+        model.learn(40)
+    assert th.equal(flat(model.policy.parameters()), before)
+
+
+def test_a_divergence_set_by_hand_or_of_numpy_counts() -> None:
+    model = make(episodes(ACTIONS["box"]), target_kl=np.float32(0.01))
+    model.target_kl = 1e-5
+    model.learn(40)
+    with th.no_grad():
+        assert divergence(model) == pytest.approx(1e-5, rel=0.05)
+    assert model.logger.name_to_value["train/target_kl"] == 1e-5
 
 
 def test_small_differences_are_a_direction() -> None:
