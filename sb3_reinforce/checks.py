@@ -1,6 +1,7 @@
 """Checks of arguments and of numbers, each of which fails with one sentence: what, got, expected."""
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
@@ -110,6 +112,15 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             f"`baseline(returns, timesteps, episode_ids)`, got {baseline!r}."
         )
     _check_combinations(get)
+
+
+def constructor_arguments(algorithm: type[OnPolicyAlgorithm]) -> set[str]:
+    """
+    :param algorithm: A class of algorithms
+    :return: The names of the arguments of its constructor, and of those of the classes that it is derived from
+    """
+    classes = [base for base in algorithm.__mro__ if issubclass(base, OnPolicyAlgorithm)]
+    return {name for base in classes for name in inspect.signature(base).parameters}
 
 
 def check_names(given: Iterable[str], known: Iterable[str], function: str) -> None:

@@ -8,7 +8,6 @@ an update is the one that a single process would have made of all the workers' e
 
 import atexit
 import copy
-import inspect
 import io
 import os
 import pathlib
@@ -37,6 +36,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+
+from sb3_reinforce.checks import constructor_arguments
 
 T = TypeVar("T")
 
@@ -578,8 +579,7 @@ def comparable_arguments(model: OnPolicyAlgorithm) -> dict[str, Any]:
     :return: The arguments of its constructor that must be the same for all workers, as far as they can be compared, and what
         its policy is made of
     """
-    classes = [base for base in type(model).__mro__ if issubclass(base, OnPolicyAlgorithm)]
-    names = {name for base in classes for name in inspect.signature(base).parameters} - _OWN_ARGUMENTS
+    names = constructor_arguments(type(model)) - _OWN_ARGUMENTS
     found = {name: getattr(model, name, None) for name in sorted(names)}
     return {
         **{name: value for name, value in found.items() if isinstance(value, bool | int | float | str | None)},

@@ -712,9 +712,7 @@ class REINFORCE(OnPolicyAlgorithm):
         :return: New model instance with loaded parameters
         :raises ValueError: If a name is no argument, or a value is none that the argument takes
         """
-        classes = [base for base in cls.__mro__ if issubclass(base, OnPolicyAlgorithm)]
-        known = {name for base in classes for name in inspect.signature(base).parameters}
-        known.update(inspect.signature(super().load).parameters)
+        known = {*checks.constructor_arguments(cls), *inspect.signature(super().load).parameters}
         checks.check_names(kwargs, known, f"{cls.__name__}.load")
         return super().load(path, *args, **kwargs)
 
