@@ -106,11 +106,13 @@ def test_search_draws_what_the_constructor_takes(env_id: str, n_envs: int) -> No
         "average_over": "episodes",
         "use_sde": isinstance(space, gym.spaces.Box),
     }
-    fixed = {"complete_episodes": False, "gae_lambda": 0.9, "baseline": "value", "reward_to_go": True, "n_steps": 1}
+    fixed = {"complete_episodes": False, "gae_lambda": 0.5, "baseline": "value", "reward_to_go": True, "n_steps": 1}
     seen: dict[str, set[str]] = {}
     for hyperparams, params in random_trials(60, 0 if env_id == "CartPole-v1" else 1, n_envs):
         assert convert_reinforce_params(params) == hyperparams
         assert (hyperparams["n_episodes"] is None) == (params["batch_unit"] == "steps")
+        takes_lambda = params["baseline"] == "value" and params["reward_to_go"]
+        assert hyperparams["gae_lambda"] == (params["gae_lambda"] if takes_lambda else 1.0)
         for start in ({}, entry, fixed):
             REINFORCE("MlpPolicy", env, device="cpu", _init_setup_model=False, **{**start, **hyperparams})
         for name, value in params.items():

@@ -17,7 +17,7 @@ def sample_reinforce_params(
     trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    Sampler for REINFORCE hyperparams: pure Monte Carlo over complete episodes, whatever the entry to start from says.
+    Sampler for REINFORCE hyperparams, over complete episodes, whatever the entry to start from says.
 
     :param trial: The trial to draw for
     :param n_actions: Number of dimensions of a continuous action, 0 for the others
@@ -37,10 +37,13 @@ def sample_reinforce_params(
         "n_steps_pow": trial.suggest_int("n_steps_pow", 5, max(6, 13 - doublings)),
         "n_episodes_pow": trial.suggest_int("n_episodes_pow", 1 if n_envs == 1 else 0, max(1, 6 - doublings)),
         "n_critic_updates": trial.suggest_int("n_critic_updates", 0, 20),
+        "batch_size": trial.suggest_categorical("batch_size", [64, 256, 1024]),
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-2, log=True),
         "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 3e-2, log=True),
         "natural_gradient": trial.suggest_categorical("natural_gradient", [True, False]),
         "target_kl": trial.suggest_float("target_kl", 1e-3, 0.1, log=True),
+        "cg_damping": trial.suggest_float("cg_damping", 0.01, 10.0, log=True),
+        "gae_lambda": trial.suggest_categorical("gae_lambda", [0.9, 0.95, 0.98, 0.99, 1.0]),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.1, log=True),
         "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
         "normalize_advantage": trial.suggest_categorical("normalize_advantage", [True, False]),
@@ -53,7 +56,7 @@ def sample_reinforce_params(
 
     hyperparams = convert_reinforce_params(sampled_params)
     # Display true values
-    for name in ("gamma", "n_steps", "n_episodes"):
+    for name in ("gamma", "gae_lambda", "n_steps", "n_episodes"):
         trial.set_user_attr(name, hyperparams[name])
     return hyperparams
 
@@ -72,6 +75,7 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         batch_unit = hyperparams.pop("batch_unit")
         n_steps, n_episodes = 2 ** hyperparams.pop("n_steps_pow"), 2 ** hyperparams.pop("n_episodes_pow")
         gamma = 1 - hyperparams.pop("one_minus_gamma")
+        gae_lambda = hyperparams.pop("gae_lambda")
         net_arch = NET_ARCHS[hyperparams.pop("net_arch")]
         policy_kwargs: dict[str, Any] = {
             "net_arch": {"pi": list(net_arch), "vf": list(net_arch)},
@@ -89,8 +93,9 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         # Also when it is idle, so that an entry's own `n_episodes` never overrides the steps that were drawn
         "n_episodes": n_episodes if batch_unit == "episodes" else None,
         "gamma": gamma,
+        # Pure Monte Carlo with every other baseline
+        "gae_lambda": gae_lambda if baseline == "value" and hyperparams["reward_to_go"] else 1.0,
         # What an entry may have set, and what not every baseline goes with
-        "gae_lambda": 1.0,
         "complete_episodes": True,
         "policy_kwargs": policy_kwargs,
     }
