@@ -135,7 +135,8 @@ def score_matrices(
     runs: pd.DataFrame, column: str, random: dict[str, float], algos: list[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """
-    Scores that are 0 for random actions and 1 for the mean of PPO, on the tasks where all algorithms have runs.
+    Scores that are 0 for random actions and 1 for the mean of PPO, on the tasks where both REINFORCE and PPO have runs, of
+    the algorithms that have runs on all of them.
 
     :param runs: The runs
     :param column: What of them is the score
@@ -146,13 +147,15 @@ def score_matrices(
     scores = {key: group[column].dropna().to_numpy() for key, group in runs.groupby(["env", "algo"])}
     tasks = []
     for env_id in MUJOCO:
-        complete = env_id in random and all(len(scores.get((env_id, algo), ())) for algo in {*algos, REFERENCE})
+        complete = env_id in random and all(len(scores.get((env_id, algo), ())) for algo in (OURS, REFERENCE))
         # Where PPO learns nothing there is no scale
         if complete and scores[env_id, REFERENCE].mean() > random[env_id]:
             tasks.append(env_id)
     matrices = {}
     for algo in algos if tasks else []:
-        n_seeds = min(len(scores[env_id, algo]) for env_id in tasks)
+        n_seeds = min(len(scores.get((env_id, algo), ())) for env_id in tasks)
+        if not n_seeds:
+            continue
         columns = [
             (scores[env_id, algo][:n_seeds] - random[env_id]) / (scores[env_id, REFERENCE].mean() - random[env_id])
             for env_id in tasks
@@ -200,13 +203,14 @@ def aggregates(runs: pd.DataFrame, column: str, random: dict[str, float], algos:
         return 'rliable is not installed: `pip install "sb3-reinforce[benchmark]"`.'
     matrices, tasks = score_matrices(runs, column, random, algos)
     if not tasks:
-        return "No MuJoCo task has a finished run of every algorithm, and the return of random actions (`random`)."
+        return "No MuJoCo task has finished runs of REINFORCE and PPO, and the return of random actions (`random`)."
     means = estimate(matrices, metrics.aggregate_iqm)
-    pairs = {algo: (matrices[OURS], matrices[algo]) for algo in algos if OURS in matrices and algo != OURS}
+    pairs = {algo: (matrices[OURS], matrices[algo]) for algo in matrices if algo != OURS}
     chances = estimate(pairs, metrics.probability_of_improvement)
     rows = [[NAMES[algo], str(len(matrices[algo])), means[algo], chances.get(algo, "-")] for algo in matrices]
     header = ["", "seeds", f"IQM ({NAMES[REFERENCE]} = 1, random = 0)", f"probability that {NAMES[OURS]} is better"]
     missing = [env_id for env_id in MUJOCO if env_id not in tasks]
+    missing += [NAMES[algo] for algo in algos if algo not in matrices]
     left_out = f" Left out for want of runs: {', '.join(missing)}." if missing else ""
     return f"Over {len(tasks)} tasks: {', '.join(tasks)}.{left_out}\n\n{markdown(header, rows)}"
 

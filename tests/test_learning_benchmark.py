@@ -125,9 +125,10 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
             write(tmp_path, env_id, "reinforce", seed, final, speed=10)
         for seed, final in enumerate((400.0, 600.0)):
             write(tmp_path, env_id, "ppo", seed, final, speed=2)
+    write(tmp_path, "Hopper-v5", "trpo", 0, 500.0, speed=1)  # on one of the tasks only
     (tmp_path / "random.csv").write_text("env,mean,std,n_episodes\nHopper-v5,0,1,5\nSwimmer-v5,0,1,5\n")
     learning_report.report(
-        tmp_path, tmp_path / "docs", ["Hopper-v5", "Swimmer-v5", "Walker2d-v5"], ["reinforce", "a2c", "ppo"]
+        tmp_path, tmp_path / "docs", ["Hopper-v5", "Swimmer-v5", "Walker2d-v5"], ["reinforce", "a2c", "ppo", "trpo"]
     )
 
     text = (tmp_path / "report.md").read_text()
@@ -140,7 +141,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert (tmp_path / "docs/learning_mujoco.png").stat().st_size > 0
     assert (tmp_path / "docs/learning_mujoco_cpu.png").stat().st_size > 0
     if find_spec("rliable") is not None:
-        assert "Over 2 tasks: Swimmer-v5, Hopper-v5." in text
+        assert "Over 2 tasks: Swimmer-v5, Hopper-v5." in text and ", TRPO." in text and "| TRPO | 1 |" not in text
         assert "| REINFORCE | 3 | 0.40 [" in text and "| PPO | 2 | 1.00 [" in text and "0.00 [0.00, 0.00]" in text
 
 
