@@ -5,7 +5,7 @@ REINFORCE takes its entries from ``zoo_configs/reinforce.yml``, the others RL Zo
 else of its nearest older version, else SB3's defaults with ``VecNormalize``. Nothing of an entry is changed but its budget,
 which its schedules follow. ``reinforce_mc`` is REINFORCE with ``gae_lambda=1``, pure Monte Carlo; its entry is REINFORCE's,
 overridden by what ``learning_mc.yml`` beside this file has for the environment. ``Delayed...`` environments pay the whole
-return at the end.
+return at the end, and have a discount of 1 for every algorithm: with less, the longer an episode the less its end would count.
 
     python benchmarks/learning.py run [--algos ...] [--envs ...] [--seeds 0 1 ...] [--workers 2] [--folder DIR]
     python benchmarks/learning.py cartpole-steps    # steps until CartPole-v1 is solved
@@ -210,7 +210,9 @@ def find_entry(algo: str, env_id: str) -> tuple[str, dict[str, Any]]:
     :param env_id: An environment
     :return: Where its hyperparameters are from, and those, in RL Zoo's form
     """
-    env_id = env_id.removeprefix(DELAYED)
+    if env_id.startswith(DELAYED):
+        source, entry = find_entry(algo, env_id.removeprefix(DELAYED))
+        return f"{source}; discount 1", {**entry, "gamma": 1.0}
     if algo == "reinforce_defaults":
         return "defaults", {"policy": "MlpPolicy", "n_timesteps": 0}
     path = config_file(zoo_algo(algo))

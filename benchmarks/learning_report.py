@@ -348,9 +348,10 @@ def figure(curves: pd.DataFrame, x: str, env_ids: list[str], algos: list[str], p
         draw(axis, curves[curves["env"] == env_id], x, algos)
     sheet.supxlabel("CPU seconds of training, one thread" if x == "cpu_seconds" else "timesteps", fontsize=10)
     sheet.supylabel("mean return of the last 100 training episodes", fontsize=10)
-    handles = [plt.Line2D([], [], color=COLOURS[algo], linewidth=2) for algo in algos]
-    names = [NAMES[algo] for algo in algos]
-    sheet.legend(handles, names, loc="outside upper center", ncols=len(algos), frameon=False, fontsize=10)
+    drawn = in_order(curves[curves["env"].isin(env_ids)], "algo", algos)
+    handles = [plt.Line2D([], [], color=COLOURS[algo], linewidth=2) for algo in drawn]
+    names = [NAMES[algo] for algo in drawn]
+    sheet.legend(handles, names, loc="outside upper center", ncols=len(drawn), frameon=False, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.savefig(path, dpi=130)
     plt.close(sheet)

@@ -66,7 +66,10 @@ def test_entries() -> None:
         learning.matching_entry({"Hopper-v3": {}, "Hopper-v4": {}, "Hopper-v6": {}, "default": {}}, "Hopper-v5") == "Hopper-v4"
     )
     assert learning.matching_entry({"HopperBulletEnv-v0": {}, "default": {}}, "Hopper-v5") is None
-    assert learning.find_entry("ppo", "DelayedLunarLander-v3")[0] == "ppo.yml: LunarLander-v3"
+    source, entry = learning.find_entry("ppo", "DelayedLunarLander-v3")
+    plain = learning.find_entry("ppo", "LunarLander-v3")[1]
+    assert source == "ppo.yml: LunarLander-v3; discount 1" and plain["gamma"] < 1
+    assert entry == {**plain, "gamma": 1.0}
     source, entry = learning.find_entry("trpo", "Reacher-v5")
     assert source == "SB3's defaults with VecNormalize" and entry["normalize"] is True
     assert learning.find_entry("reinforce_mc", "Pendulum-v1")[1]["gae_lambda"] == 1.0
