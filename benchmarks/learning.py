@@ -3,9 +3,10 @@ How well does REINFORCE learn? Beside SB3's A2C and PPO and sb3-contrib's TRPO, 
 
 REINFORCE takes its entries from ``zoo_configs/reinforce.yml``, the others RL Zoo's own: that of the environment itself,
 else of its nearest older version, else SB3's defaults with ``VecNormalize``. Nothing of an entry is changed but its budget,
-which its schedules follow. ``reinforce_mc`` is REINFORCE with ``gae_lambda=1``, pure Monte Carlo; its entry is REINFORCE's,
-overridden by what ``learning_mc.yml`` beside this file has for the environment. ``Delayed...`` environments pay the whole
-return at the end, and have a discount of 1 for every algorithm: with less, the longer an episode the less its end would count.
+which its schedules follow. ``reinforce_mc`` is REINFORCE with whole episodes and ``gae_lambda=1``, pure Monte Carlo (but for
+the critic's value of the last state where a time limit cuts an episode); its entry is REINFORCE's, overridden by what
+``learning_mc.yml`` beside this file has for the environment. ``Delayed...`` environments pay the whole return at the end, and
+have a discount of 1 for every algorithm: with less, the longer an episode the less its end would count.
 
     python benchmarks/learning.py run [--algos ...] [--envs ...] [--seeds 0 1 ...] [--workers 2] [--folder DIR]
     python benchmarks/learning.py cartpole-steps    # steps until CartPole-v1 is solved
@@ -212,6 +213,7 @@ def find_entry(algo: str, env_id: str) -> tuple[str, dict[str, Any]]:
     """
     if env_id.startswith(DELAYED):
         source, entry = find_entry(algo, env_id.removeprefix(DELAYED))
+        entry.pop("horizon", None)  # behind it lies the reward
         return f"{source}; discount 1", {**entry, "gamma": 1.0}
     if algo == "reinforce_defaults":
         return "defaults", {"policy": "MlpPolicy", "n_timesteps": 0}
@@ -224,7 +226,7 @@ def find_entry(algo: str, env_id: str) -> tuple[str, dict[str, Any]]:
         source, entry = f"{path.name}: {key}", dict(entries[key])
     if algo == "reinforce_mc":
         overrides = read_yaml(Path(__file__).with_name("learning_mc.yml")).get(env_id, {})
-        entry = {**entry, **overrides, "gae_lambda": 1.0}
+        entry = {**entry, "complete_episodes": True, **overrides, "gae_lambda": 1.0}
         source += ", with overrides of learning_mc.yml" if overrides else ", with gae_lambda 1"
     return source, entry
 

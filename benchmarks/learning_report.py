@@ -4,6 +4,7 @@ Tables and figures of the runs of ``learning.py`` that have finished. Imported b
 Nothing is left out and nothing is made up: where there are fewer seeds, the tables say how many there are.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from learning import COLUMNS, MUJOCO, N_ROWS, SOLVE_ENV, SOLVE_FOLDER, SOLVE_IN_A_ROW, SOLVE_RETURN, read_metadata
+from learning import (
+    CLASSIC,
+    COLUMNS,
+    DELAYED,
+    MUJOCO,
+    N_ROWS,
+    SOLVE_ENV,
+    SOLVE_FOLDER,
+    SOLVE_IN_A_ROW,
+    SOLVE_RETURN,
+    find_entry,
+    read_metadata,
+    zoo_algo,
+)
+
+from sb3_reinforce import REINFORCE
 
 NAMES = {
     "reinforce": "REINFORCE",
@@ -51,6 +67,27 @@ def load(folder: Path, env_ids: list[str], algos: list[str]) -> tuple[pd.DataFra
     columns = ["env", "algo", "seed", "entry", "return_last_100", "eval_mean", "timesteps", "cpu_seconds"]
     runs = pd.DataFrame(outcomes, columns=columns).sort_values("seed", kind="stable")
     return runs, pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=[*COLUMNS, "env", "algo", "seed"])
+
+
+def outdated(folder: Path, env_ids: list[str], algos: list[str]) -> str:
+    """
+    :param folder: Folder of the results
+    :param env_ids: Environments
+    :param algos: Algorithms
+    :return: REINFORCE's runs whose hyperparameters are not those of today's entries
+    """
+    defaults = {name: parameter.default for name, parameter in inspect.signature(REINFORCE).parameters.items()}
+    names = []
+    for env_id in env_ids:
+        for algo in [algo for algo in algos if zoo_algo(algo) == OURS]:
+            for path in sorted((folder / env_id).glob(f"{algo}-*.csv")):
+                then, now = (
+                    {name: value for name, value in entry.items() if name not in defaults or value != defaults[name]}
+                    for entry in (read_metadata(path)["hyperparameters"], find_entry(algo, env_id)[1])
+                )
+                if then | {"n_timesteps": 0} != now | {"n_timesteps": 0}:
+                    names.append(f"{path.stem} on {env_id}")
+    return ", ".join(names) or "None."
 
 
 def in_order(runs: pd.DataFrame, column: str, order: list[str]) -> list[str]:
@@ -377,13 +414,15 @@ def report(folder: Path, docs: Path, env_ids: list[str], algos: list[str]) -> No
         f"Steps until {SOLVE_ENV} is solved": steps_to_solve(folder),
         "Timesteps per CPU second of training": table(runs, "steps_per_second", env_ids, algos),
         "Hyperparameters": entries(runs, env_ids, algos),
+        "Runs of REINFORCE with other hyperparameters than today's": outdated(folder, env_ids, algos),
     }
     text = "\n\n".join(f"## {title}\n\n{body}" for title, body in sections.items())
     text = f"# Learning\n\nMean ± standard deviation over the seeds (number of seeds).\n\n{text}\n"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text(text)
     print(text)
-    for name, group in (("classic", [e for e in env_ids if e not in MUJOCO]), ("mujoco", [e for e in env_ids if e in MUJOCO])):
+    mujoco = [env_id for env_id in env_ids if env_id not in CLASSIC and not env_id.startswith(DELAYED)]
+    for name, group in (("classic", [env_id for env_id in env_ids if env_id not in mujoco]), ("mujoco", mujoco)):
         for suffix, x in (("", "timesteps"), ("_cpu", "cpu_seconds")):
             if group:
                 path = docs / f"learning_{name}{suffix}.png"

@@ -1,7 +1,11 @@
 """What an algorithm of whole episodes must know about a vectorized environment."""
 
+import time
+from typing import Any
+
 import gymnasium as gym
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecMonitor, unwrap_vec_wrapper
 
 
 def episode_limits(env: VecEnv) -> list[int | None]:
@@ -46,3 +50,23 @@ def check_resets(env: VecEnv, cuts_expected: bool) -> None:
             "`horizon` that cuts episodes), as each rollout starts from fresh episodes in all of them, "
             f"got {env.num_envs} environment{'s' if env.num_envs > 1 else ''}."
         )
+
+
+def info_of_cut_episode(env: VecEnv, env_id: int, length: int) -> dict[str, Any]:
+    """
+    :param env: The vectorized environment
+    :param env_id: The one of its environments whose episode is cut here
+    :param length: The number of timesteps that the episode has had
+    :return: The info that its monitor gives at the end of an episode, as if this one had ended: ``episode`` with ``r``, ``l``
+        and ``t``. Empty without a monitor, or with one that counts otherwise (as with Atari games, where a life is an episode)
+    """
+    vec_monitor = unwrap_vec_wrapper(env, VecMonitor)
+    if vec_monitor is not None:
+        total, n_steps = float(vec_monitor.episode_returns[env_id]), int(vec_monitor.episode_lengths[env_id])
+        start = vec_monitor.t_start
+    elif env.env_is_wrapped(Monitor, env_id)[0]:
+        rewards, start = env.get_attr("rewards", env_id)[0], env.get_attr("t_start", env_id)[0]
+        total, n_steps = round(float(sum(rewards)), 6), len(rewards)
+    else:
+        return {}
+    return {"episode": {"r": total, "l": n_steps, "t": round(time.time() - start, 6)}} if n_steps == length else {}

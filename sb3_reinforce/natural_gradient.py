@@ -19,6 +19,7 @@ from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.distributions import Distribution
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_reinforce.distributed import ALONE, Workers
 from sb3_reinforce.estimator import pieces, take
@@ -28,6 +29,10 @@ from sb3_reinforce.policies import dummy_batch, has_sb3_forward
 SOLVER_NORM = 1e6
 #: The solver stops where the residual is so much smaller than the right-hand side
 RESIDUAL_TOLERANCE = 1e-5
+
+
+class NoDirectionError(ValueError):
+    """There is nothing to learn from a batch: every direction is as good as the others."""
 
 
 class Fisher:
@@ -92,7 +97,8 @@ class Fisher:
 
     def _divergence(self, rows: slice) -> th.Tensor:
         """The sum of the KL divergences, of value zero: its derivatives are what counts."""
-        laws = _action_laws(self._policy, take(self._observations, rows), self._actions[rows])
+        with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
+            laws = _action_laws(self._policy, take(self._observations, rows), self._actions[rows])
         return th.stack([th.distributions.kl_divergence(_detached(law), law).sum() for law in laws]).sum()
 
 
@@ -156,7 +162,7 @@ def check_advantages(advantages: th.Tensor, returns: th.Tensor, normalize_advant
     :param returns: The returns that they are differences of, shape ``(n_timesteps,)``
     :param normalize_advantage: Whether their mean will be subtracted
     :param workers: The workers, of whose advantages one other than zero is enough
-    :raises ValueError: If the advantages are all zero, up to rounding
+    :raises NoDirectionError: If the advantages are all zero, up to rounding
     """
     of_advantages, of_returns = (workers.moments(array.cpu().numpy()) for array in (advantages, returns))
     if normalize_advantage and of_advantages.n > 1:
@@ -165,7 +171,7 @@ def check_advantages(advantages: th.Tensor, returns: th.Tensor, normalize_advant
         size = of_advantages.root_mean_square
     if size <= 4 * th.finfo(th.float32).eps * of_returns.root_mean_square:
         what = "differ" if normalize_advantage else "be other than zero"
-        raise ValueError(
+        raise NoDirectionError(
             f"The natural gradient needs a direction: the advantages must {what}, got a deviation of {size} for returns of "
             f"about {of_returns.root_mean_square}."
         )
@@ -198,7 +204,8 @@ def natural_step(
         the batch
     :param workers: The workers, each of which has a part of the batch and the gradient of all of it
     :return: Norm of the gradient
-    :raises ValueError: If the gradient or the step is zero or not finite; the weights are then as they were
+    :raises NoDirectionError: If the gradient is zero, or the policy does not change along it
+    :raises ValueError: If the gradient or the step is not finite. In both cases the weights are then as they were
     """
     norm = float(th.linalg.vector_norm(th.cat([part.flatten() for part in gradient]).double()))
     if not math.isfinite(norm):
@@ -208,7 +215,7 @@ def natural_step(
     of_parameter = dict(zip(parameters, gradient, strict=True))
     flat = [of_parameter[parameter].flatten() for parameter in fisher.parameters]
     if not any(part.any() for part in flat):
-        raise ValueError("The natural gradient needs a direction, got a policy gradient of zero.")
+        raise NoDirectionError("The natural gradient needs a direction, got a policy gradient of zero.")
     direction = solve(fisher, th.cat(flat), cg_max_steps, cg_damping)
     if sub_sampling_factor > 1:  # how far the policy moves is a matter of all timesteps
         fisher = Fisher(policy, observations, actions, fisher.parameters, workers)
@@ -251,13 +258,15 @@ def scaled_step(product: Callable[[th.Tensor], th.Tensor], direction: th.Tensor,
     :param direction: The direction, shape ``(n_parameters,)``
     :param target_kl: The divergence
     :return: The step
-    :raises ValueError: If the direction is zero or not finite, or the divergence does not change along it
+    :raises NoDirectionError: If the divergence does not change along the direction
+    :raises ValueError: If the direction is not finite, or the equations were solved so badly that it means nothing
     """
     curvature = float(direction.dot(product(direction)))
     if not 0.0 < curvature < math.inf:  # NaN, too, where the direction is not finite
-        raise ValueError(
+        error = NoDirectionError if curvature == 0.0 else ValueError
+        raise error(
             "The natural gradient needs a finite direction along which the policy changes, got one with a Fisher information "
-            f"of {curvature}."
+            f"of {curvature} (a larger `cg_damping` makes the equations easier to solve)."
         )
     step = math.sqrt(2.0 * target_kl / curvature) * direction
     if not step.isfinite().all():

@@ -52,6 +52,8 @@ class Recorder:
         self.n_envs = n_envs
         self.n_vector_steps = 0
         self.episodes: list[RecordedEpisode] = []
+        #: Environments whose episode was cut at the horizon
+        self.cut: list[int] = []
         #: Indices of the environments that still record; a new array whenever it changes
         self.recording = np.arange(n_envs)
         self._starts = [0] * n_envs
@@ -117,8 +119,6 @@ class CompleteEpisodes(Recorder):
         self.n_steps = n_steps
         self.n_episodes = n_episodes
         self.horizons = horizons
-        #: Environments whose episode was cut at the horizon
-        self.cut: list[int] = []
         self._n_played = [0] * n_envs
         self._next_cut = min(horizons)
 

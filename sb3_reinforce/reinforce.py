@@ -1,6 +1,7 @@
 import inspect
 import io
 import pathlib
+import warnings
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -27,7 +28,7 @@ from sb3_reinforce.buffers import (
 )
 from sb3_reinforce.critic import fit_critic
 from sb3_reinforce.distributed import Report
-from sb3_reinforce.environments import check_resets, enforces_limits, episode_limits
+from sb3_reinforce.environments import check_resets, enforces_limits, episode_limits, info_of_cut_episode
 from sb3_reinforce.estimator import (
     Gradients,
     add_up,
@@ -40,7 +41,7 @@ from sb3_reinforce.estimator import (
     trainable,
 )
 from sb3_reinforce.evaluation import evaluate_rollout
-from sb3_reinforce.natural_gradient import check_advantages, check_policy, natural_step
+from sb3_reinforce.natural_gradient import NoDirectionError, check_advantages, check_policy, natural_step
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, group_parameters
 from sb3_reinforce.recording import DEFAULT_HORIZON, CompleteEpisodes, FixedLength, Recorder, check_step
 
@@ -88,7 +89,7 @@ class REINFORCE(OnPolicyAlgorithm):
         critic
     :param horizon: The longest episode that is recorded; one that is still running then is treated like a truncated one, and
         its environment is done for this update. ``None``: the environment's own limit where it declares one, else 10,000.
-        Of no effect with ``complete_episodes=False``
+        ``rollout/ep_rew_mean`` has what it came to until then. Of no effect with ``complete_episodes=False``
     :param bootstrap_on_truncation: With the value baseline, an episode that was cut by a time limit ends in
         :math:`\gamma V(s_T)`; ``False``: in nothing (pure finite-horizon Monte Carlo). Without a critic always the latter
     :param discount_state_distribution: Whether to weight the timesteps by :math:`\gamma^t`, as the gradient of the discounted
@@ -228,6 +229,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.cg_damping = cg_damping
         self.sub_sampling_factor = sub_sampling_factor
         self._warned_of_horizon = False
+        self._warned_of_direction = False
         if self.env is not None:
             self._check_environment(self.env)
 
@@ -435,7 +437,10 @@ class REINFORCE(OnPolicyAlgorithm):
             rollout_buffer.add(
                 self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs, recording  # type: ignore[arg-type]
             )
+            n_cut = len(recorder.cut)
             recorder.advance(dones, infos, new_obs)  # type: ignore[arg-type]
+            if len(recorder.cut) > n_cut:
+                self._count_cut_episodes(env, recorder.cut[n_cut:])
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
         if not self._finish_rollout(callback, rollout_buffer, recorder, values_known=sampler.evaluates):
@@ -443,6 +448,11 @@ class REINFORCE(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _count_cut_episodes(self, env: VecEnv, env_ids: list[int]) -> None:
+        """Were they left out, `rollout/ep_rew_mean` would be that of the short episodes alone."""
+        infos = [info_of_cut_episode(env, env_id, self._horizons[env_id]) for env_id in env_ids]
+        self._update_info_buffer(infos, np.ones(len(infos), dtype=bool))
 
     def _start_sampler(self, env: VecEnv) -> PolicySampler:
         if self._action_rng is None:
@@ -627,24 +637,31 @@ class REINFORCE(OnPolicyAlgorithm):
         actions: th.Tensor,
         actor_parameters: list[th.nn.Parameter],
     ) -> float:
-        """Move the actor along its natural gradient; returns the norm of the gradient."""
-        if self.ent_coef == 0:  # the entropy's gradient is a direction, too
-            check_advantages(batch.advantages, batch.returns, self.normalize_advantage, self._workers)
+        """Move the actor along its natural gradient, if it has a direction; returns the norm of the gradient."""
         target_kl = self.target_kl(self._current_progress_remaining) if callable(self.target_kl) else float(self.target_kl)
         checks.check_number("target_kl", target_kl, 0)  # a schedule may end at zero
         self.logger.record("train/target_kl", target_kl)
-        return natural_step(
-            self.policy,
-            gradients.actor,
-            actor_parameters,
-            batch.observations,
-            actions,
-            target_kl,
-            self.cg_max_steps,
-            self.cg_damping,
-            self.sub_sampling_factor,
-            self._workers,
-        )
+        try:
+            # Also with an entropy bonus, however small: for that alone no step is worth its full length
+            check_advantages(batch.advantages, batch.returns, self.normalize_advantage, self._workers)
+            return natural_step(
+                self.policy,
+                gradients.actor,
+                actor_parameters,
+                batch.observations,
+                actions,
+                target_kl,
+                self.cg_max_steps,
+                self.cg_damping,
+                self.sub_sampling_factor,
+                self._workers,
+            )
+        except NoDirectionError as error:
+            # A solved task has such batches, as has one whose reward is yet to be found: the next one may be different
+            if not self._warned_of_direction:
+                self._warned_of_direction = True
+                warnings.warn(f"{error} The policy is left as it is in such updates.", UserWarning, stacklevel=2)
+            return 0.0
 
     def _record_update(self, gradients: Gradients, grad_norm: float, approx_kl: float) -> None:
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

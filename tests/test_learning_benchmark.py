@@ -70,9 +70,13 @@ def test_entries() -> None:
     plain = learning.find_entry("ppo", "LunarLander-v3")[1]
     assert source == "ppo.yml: LunarLander-v3; discount 1" and plain["gamma"] < 1
     assert entry == {**plain, "gamma": 1.0}
+    assert "horizon" in learning.find_entry("reinforce", "LunarLander-v3")[1]
+    assert "horizon" not in learning.find_entry("reinforce", "DelayedLunarLander-v3")[1]  # the reward comes later
     source, entry = learning.find_entry("trpo", "Reacher-v5")
     assert source == "SB3's defaults with VecNormalize" and entry["normalize"] is True
-    assert learning.find_entry("reinforce_mc", "Pendulum-v1")[1]["gae_lambda"] == 1.0
+    for env_id in learning.BUDGETS:
+        monte_carlo = learning.find_entry("reinforce_mc", env_id)[1]
+        assert monte_carlo["gae_lambda"] == 1.0 and monte_carlo["complete_episodes"] is True
     assert learning.find_entry("reinforce", "Pendulum-v1")[1]["gae_lambda"] < 1.0
 
 
@@ -107,15 +111,17 @@ def test_delayed_rewards() -> None:
 
 def write(folder: Path, env_id: str, algo: str, seed: int, final: float, speed: float) -> None:
     """A run whose return rises along a line, to be reached at 9/10 of the steps."""
-    from learning import COLUMNS
+    from learning import COLUMNS, find_entry
 
     path = folder / env_id / f"{algo}-{seed}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = np.arange(100, 1001, 100)
     lines = [f"{t},{t / speed},{t / speed},{t},{final * t / 1000},," for t in steps]
     lines.append(f"1000,{1000 / speed},{1000 / speed},1000,{final},{2 * final},1")
-    info = json.dumps({"algo": algo, "env": env_id, "seed": seed, "budget": 1000, "entry": "some.yml: entry"})
-    path.write_text("\n".join([f"# {info}", ",".join(COLUMNS), *lines]) + "\n")
+    info = {"algo": algo, "env": env_id, "seed": seed, "budget": 1000, "entry": "some.yml: entry"}
+    if algo == "reinforce":
+        info["hyperparameters"] = {**find_entry(algo, env_id)[1], "n_steps": 1000 + seed, "horizon": None}
+    path.write_text("\n".join([f"# {json.dumps(info)}", ",".join(COLUMNS), *lines]) + "\n")
 
 
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +147,9 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     # 180: the second seed's run gets there after 900 of 1000 steps, PPO's after 450 and 300
     assert "| Hopper-v5, PPO | 180 | 90.0 | 200 | 2.22 | 900 | 400 |" in text
     assert "some.yml: entry" in text and "Walker2d" not in text.split("Left out")[0]
+    # The seeds that were run with n_steps=1001 and 1002, where the entry of Hopper has 1000 and that of Swimmer 4000
+    swimmers = ", ".join(f"reinforce-{seed} on Swimmer-v5" for seed in range(3))
+    assert text.endswith(f"\n\nreinforce-1 on Hopper-v5, reinforce-2 on Hopper-v5, {swimmers}\n")
     assert (tmp_path / "docs/learning_mujoco.png").stat().st_size > 0
     assert (tmp_path / "docs/learning_mujoco_cpu.png").stat().st_size > 0
     if find_spec("rliable") is not None:

@@ -19,6 +19,7 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution, Dis
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
@@ -470,6 +471,16 @@ def assert_refused(model: REINFORCE, match: str) -> None:
     assert not any(model.policy.optimizer.state.values())
 
 
+def assert_left_alone(model: REINFORCE, match: str) -> None:
+    """The policy is; the critic goes on, and so does the run."""
+    before = flat(actor(model.policy))
+    with pytest.warns(UserWarning, match=rf"^{match}.*The policy is left as it is in such updates\.$") as caught:
+        model.learn(100)
+    assert th.equal(flat(actor(model.policy)), before)
+    assert model._n_updates > 1 and sum("direction" in str(warning.message) for warning in caught) == 1
+    assert model.logger.name_to_value["train/approx_kl"] == 0 == model.logger.name_to_value["train/grad_norm"]
+
+
 NO_DIRECTION: list[tuple[dict[str, Any], float]] = [
     ({"baseline": None}, 0.0),
     ({"baseline": None, "normalize_advantage": False}, 0.0),
@@ -485,7 +496,7 @@ NO_DIRECTION: list[tuple[dict[str, Any], float]] = [
 def test_equal_returns_give_no_direction(kwargs: dict[str, Any], reward: float) -> None:
     """Not even by rounding errors, which the step's length would not know from a gradient."""
     model = make(vec(Scripted((7,), VECTOR, reward=lambda _: reward)), **kwargs)
-    assert_refused(model, "The natural gradient needs a direction")
+    assert_left_alone(model, "The natural gradient needs a direction")
 
 
 def test_the_divergence_may_follow_a_schedule() -> None:
@@ -521,14 +532,41 @@ def test_small_differences_are_a_direction() -> None:
     check_advantages(th.full((5,), 0.3), returns, False)
 
 
-def test_equal_returns_leave_the_entropy() -> None:
-    model = make(vec(Scripted((7,), VECTOR, reward=lambda _: 0.0)), learn=32, baseline=None, ent_coef=0.1)
-    assert moved(model).any()
+@pytest.mark.parametrize("ent_coef", [1e-8, 0.1])
+def test_an_entropy_bonus_alone_makes_no_step(ent_coef: float) -> None:
+    model = make(vec(Scripted((7,), VECTOR, reward=lambda _: 1e3 / 7)), ent_coef=ent_coef, **NO_DIRECTION[-1][0])
+    assert_left_alone(model, "The natural gradient needs a direction")
 
 
 def test_a_single_action_gives_no_direction() -> None:
-    model = make(episodes(spaces.Discrete(1)), baseline=None)
-    assert_refused(model, "The natural gradient needs a ")
+    assert_left_alone(make(episodes(spaces.Discrete(1)), baseline=None), "The natural gradient needs a ")
+
+
+def test_the_policy_moves_again_when_there_is_something_to_learn() -> None:
+    scale = [0.0]
+    model = make(vec(Scripted((7, 5), VECTOR, reward=lambda timestep: scale[0] * timestep)), baseline=None)
+    with pytest.warns(UserWarning, match="needs a direction"):
+        model.learn(32)
+    assert not moved(model).any()
+    scale[0] = 1.0
+    model.learn(32, reset_num_timesteps=False)
+    assert moved(model).any()
+
+
+class Attentive(BaseFeaturesExtractor):
+    def __init__(self, observation_space: spaces.Space):
+        super().__init__(observation_space, 8)
+        self.embed = nn.Linear(1, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        tokens = self.embed(observations.unsqueeze(-1))
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(dim=1)
+
+
+def test_attention_has_a_second_derivative() -> None:
+    model = make(episodes(ACTIONS["discrete"]), learn=40, policy_kwargs={"features_extractor_class": Attentive})
+    assert moved(model).any()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

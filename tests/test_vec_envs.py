@@ -282,6 +282,47 @@ def test_a_horizon_below_the_length_of_the_episodes_cuts_them_and_ends_the_updat
     assert callback.rollouts[0]["lengths"] == [2, 5, 3, 3, 3, 3]
 
 
+def normalized(*envs: gym.Env) -> VecEnv:
+    return VecNormalize(vec(*envs))
+
+
+def monitored_as_vector(*envs: gym.Env) -> VecEnv:
+    return VecMonitor(DummyVecEnv([lambda env=env: env for env in envs]))  # type: ignore[misc]
+
+
+def in_processes(*envs: gym.Env) -> VecEnv:
+    return SubprocVecEnv([lambda env=env: Monitor(env) for env in envs], "fork")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("make_env", [vec, normalized, monitored_as_vector, in_processes])
+def test_a_cut_episode_counts_in_the_log_with_what_it_has_come_to(make_env: Callable[..., VecEnv]) -> None:
+    """Were it left out, the mean return would be that of the short episodes."""
+    env = make_env(*(Scripted((2, 9), reward=lambda timestep: 10.0 * timestep) for _ in range(2)))
+    model = make(env, n_episodes=4, horizon=5)
+    with pytest.warns(UserWarning, match="`horizon`"):
+        model.learn(1)
+    env.close()
+    assert [(info["r"], info["l"]) for info in model.ep_info_buffer or []] == 2 * [RETURNS[2]] + 2 * [RETURNS[5]]
+    assert all(0 <= info["t"] < 100 for info in model.ep_info_buffer or [])
+
+
+#: By length, of episodes with a reward of ten times the timestep: return and length
+RETURNS = {length: (10.0 * sum(range(length)), length) for length in (2, 5)}
+
+
+def test_a_cut_episode_without_a_monitor_or_within_one_that_counts_otherwise_is_not_in_the_log() -> None:
+    class SkipsEveryOther(gym.Wrapper):
+        def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+            self.env.step(action)
+            return self.env.step(action)
+
+    for wrap in (lambda env: env, lambda env: SkipsEveryOther(Monitor(env))):
+        model = make(DummyVecEnv([lambda wrap=wrap: wrap(Scripted((None,)))]), horizon=5)  # type: ignore[misc]
+        with pytest.warns(UserWarning, match="`horizon`"):
+            model.learn(1)
+        assert len(model.ep_info_buffer or []) == 0
+
+
 def test_a_horizon_that_the_episodes_just_reach_cuts_nothing() -> None:
     callback = Rollouts()
     model = make(Scripted((5,)), n_steps=8, horizon=5)

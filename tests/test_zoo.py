@@ -184,6 +184,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         "did you mean `normalize`?": [*CARTPOLE, "-params", "normalise:True"],
         "`gamma` must be": [*CARTPOLE, "-params", "gamma:2"],
         "`batch_size` must be": [*CARTPOLE, "-i", MODEL, "-params", "batch_size:0"],
+        "`target_kl` must be": [*CARTPOLE, "-params", "natural_gradient:True", "target_kl:0"],
         "`critic_learning_rate` must be": [*CARTPOLE, "-params", "critic_learning_rate:'fast'"],
         "no such study": [*CARTPOLE, *study, "--trial-id", "0"],
         "neither the number of a trial nor 'best'": [*CARTPOLE, *study, "--trial-id", "last"],
