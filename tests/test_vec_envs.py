@@ -17,7 +17,7 @@ from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-import sb3_reinforce.reinforce
+import sb3_reinforce.episodic
 from sb3_reinforce import REINFORCE
 
 SMALL = {"net_arch": [8]}
@@ -241,11 +241,11 @@ def test_a_model_warns_of_the_horizon_once_in_its_life() -> None:
 
 
 def test_without_any_limit_the_horizon_is_ten_thousand() -> None:
-    assert sb3_reinforce.reinforce.DEFAULT_HORIZON == 10_000
+    assert sb3_reinforce.episodic.DEFAULT_HORIZON == 10_000
 
 
 def test_the_default_horizon_ends_what_declares_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sb3_reinforce.reinforce, "DEFAULT_HORIZON", 9)
+    monkeypatch.setattr(sb3_reinforce.episodic, "DEFAULT_HORIZON", 9)
     callback = Rollouts()
     model = make(vec(Scripted((None,)), Scripted((2,))), n_episodes=2)
     assert len(horizon_warnings(lambda: model.learn(18, callback))) == 1

@@ -1,0 +1,243 @@
+"""How rollouts of whole episodes are played: the loop of acting, recording and evaluating."""
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_reinforce import checks, distributed
+from sb3_reinforce.acting import PolicySampler, make_sampler
+from sb3_reinforce.baselines import BaselineFunction
+from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
+from sb3_reinforce.environments import check_resets, enforces_limits, episode_limits, info_of_cut_episode
+from sb3_reinforce.evaluation import evaluate_rollout
+from sb3_reinforce.parallel import DataParallelAlgorithm
+from sb3_reinforce.recording import DEFAULT_HORIZON, CompleteEpisodes, FixedLength, Recorder, check_step
+
+
+class EpisodicAlgorithm(DataParallelAlgorithm):
+    """
+    An on-policy algorithm whose rollouts are whole episodes, or SB3's of a fixed length.
+
+    Its subclass sets the attributes below (see :class:`sb3_reinforce.REINFORCE`), and learns from the rollouts in ``train()``.
+    """
+
+    n_episodes: int | None
+    reward_to_go: bool
+    baseline: str | BaselineFunction | None
+    complete_episodes: bool
+    horizon: int | None
+    bootstrap_on_truncation: bool
+
+    _warned_of_horizon = False
+    _cuts_expected: bool
+
+    def _setup_model(self) -> None:
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
+        self._sampler: PolicySampler | None = None
+        self._action_rng: np.random.Generator | None = None
+        # Timestep that each environment has reached in an episode that the next rollout goes on with
+        self._reached_timesteps: list[int] | None = None
+        super()._setup_model()
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        super().set_random_seed(seed)
+        if seed is not None:
+            self._action_rng = np.random.default_rng(seed)
+            self._sampler = None
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        assert self.env is not None
+        self._read_limits(self.env)
+        if self.complete_episodes:
+            check_resets(self.env, self._cuts_expected)
+        self._sampler = None
+        self._take_over_from_rank_0(total_timesteps)
+        self._cuts_expected = any(self._workers.gather(self._cuts_expected))
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """
+        Play a rollout with the current policy and fill the buffer with its episodes.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
+        :param rollout_buffer: Buffer to fill
+        :param n_rollout_steps: Number of steps per environment (with complete episodes: the least number)
+        :return: ``False`` if the callback stopped the rollout, which leaves the buffer unfinished
+        :raises ValueError: If an observation, a reward or the output of the policy is not finite
+        """
+        self._n_timesteps_before = self.num_timesteps
+        if not isinstance(rollout_buffer, EpisodeRolloutBuffer):
+            return self._collect_with_sb3(env, callback, rollout_buffer, n_rollout_steps)
+        self.policy.set_training_mode(False)
+        recorder = self._start_recorder(env, n_rollout_steps)
+        rollout_buffer.reset()
+        callback.on_rollout_start()
+        sampler = self._start_sampler(env)
+        timestep = recorder.timestep
+        checks.check_finite("observation", self._last_obs, timestep)  # type: ignore[arg-type]
+
+        while not recorder.finished:
+            if self.use_sde and self.sde_sample_freq > 0 and recorder.n_vector_steps % self.sde_sample_freq == 0:
+                self._reset_noise(env)
+            actions, values, log_probs = sampler.sample(self._last_obs, timestep)  # type: ignore[arg-type]
+            clipped_actions = self._to_environment(actions)
+
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return self._share_rollout(callback, goes_on=False).goes_on
+
+            check_step(new_obs, rewards, dones, infos, timestep, self._vec_normalize_env)  # type: ignore[arg-type]
+            recording = recorder.recording
+            if np.count_nonzero(dones):
+                self._update_info_buffer([infos[i] for i in recording], dones[recording])
+            rollout_buffer.add(
+                self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs, recording  # type: ignore[arg-type]
+            )
+            n_cut = len(recorder.cut)
+            recorder.advance(dones, infos, new_obs)  # type: ignore[arg-type]
+            if len(recorder.cut) > n_cut:
+                self._count_cut_episodes(env, recorder.cut[n_cut:])
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+
+        if not self._finish_rollout(callback, rollout_buffer, recorder, values_known=sampler.evaluates):
+            return False
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _count_cut_episodes(self, env: VecEnv, env_ids: list[int]) -> None:
+        """Were they left out, `rollout/ep_rew_mean` would be that of the short episodes alone."""
+        infos = [info_of_cut_episode(env, env_id, self._horizons[env_id]) for env_id in env_ids]
+        self._update_info_buffer(infos, np.ones(len(infos), dtype=bool))
+
+    def _start_sampler(self, env: VecEnv) -> PolicySampler:
+        if self._action_rng is None:
+            # Without a seed of its own the model follows PyTorch's generator, as SB3's policies do
+            self._action_rng = np.random.default_rng(int(th.randint(2**31, (1,))))
+        if self._sampler is None or self._sampler.policy is not self.policy:
+            self._sampler = make_sampler(self.policy, env.num_envs, self._action_rng)
+        self._sampler.start_rollout()
+        if self.use_sde:
+            self._reset_noise(env)
+        return self._sampler
+
+    def _reset_noise(self, env: VecEnv) -> None:
+        with th.no_grad():  # a graph behind the noise could not be copied
+            self.policy.reset_noise(env.num_envs)
+
+    def _start_recorder(self, env: VecEnv, n_rollout_steps: int) -> Recorder:
+        """Put all environments at the start of an episode if whole ones are wanted, and begin to record."""
+        assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"
+        if not self.complete_episodes:
+            reached = self._reached_timesteps or []
+            if len(reached) != env.num_envs:  # of other environments than these
+                reached = [0] * env.num_envs
+            first = [0 if starts else t for starts, t in zip(self._last_episode_starts, reached, strict=True)]
+            return FixedLength(env.num_envs, n_rollout_steps, first)
+        if not self._last_episode_starts.all():
+            self._last_obs = env.reset()  # type: ignore[assignment]
+            self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+        return CompleteEpisodes(env.num_envs, n_rollout_steps, self.n_episodes, self._horizons)
+
+    def _read_limits(self, env: VecEnv) -> None:
+        limits = episode_limits(env)
+        self._horizons = [self.horizon or limit or DEFAULT_HORIZON for limit in limits]
+        enforced = enforces_limits(env)
+        # Whose limit a cut is at: never the environment's if it keeps it (a wrapper may make one episode of several)
+        self._own_limits = [enforced or horizon != limit for horizon, limit in zip(self._horizons, limits, strict=True)]
+        # Whether a cut is to be expected: at a horizon that the environment does not keep by itself
+        self._cuts_expected = any(
+            horizon < limit or not enforced if limit is not None else self.horizon is not None
+            for horizon, limit in zip(self._horizons, limits, strict=True)
+        )
+
+    def _to_environment(self, actions: np.ndarray) -> np.ndarray:
+        """The actions as the environment takes them: SB3 samples Gaussians without bounds."""
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.policy.squash_output:
+            return self.policy.unscale_action(actions)
+        return np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
+
+    def _finish_rollout(
+        self, callback: BaseCallback, buffer: EpisodeRolloutBuffer, recorder: Recorder, values_known: bool
+    ) -> bool:
+        """Compute values, returns and advantages of a recorded rollout, unless another worker was stopped."""
+        episodes, recorded = recorder.result()
+        cut = isinstance(recorder, CompleteEpisodes) and bool(recorder.cut)
+        report = self._share_rollout(callback, True, episodes.n_timesteps, len(recorded), cut)
+        if not report.goes_on:
+            return False
+        buffer.finish(episodes)
+        evaluate_rollout(
+            buffer,
+            recorded,
+            self.policy,
+            baseline=self.baseline,
+            reward_to_go=self.reward_to_go,
+            bootstrap_on_truncation=self.bootstrap_on_truncation,
+            only_earlier_episodes=self._only_earlier_episodes(),
+            values_known=values_known,
+            workers=self._workers,
+        )
+        if isinstance(recorder, FixedLength):
+            self._reached_timesteps = recorder.next_timesteps
+        elif isinstance(recorder, CompleteEpisodes) and recorder.cut:
+            self._warned_of_horizon = self._warned_of_horizon or recorder.warn_of_cut(self._own_limits)
+        self._cuts_expected = self._cuts_expected or report.cut
+        return True
+
+    def _only_earlier_episodes(self) -> bool:
+        """
+        Whether the existence of an environment's later episodes depends on the earlier ones, so that they must not
+        be in their baseline.
+        """
+        return self.n_episodes is None or self._cuts_expected
+
+    def _collect_with_sb3(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """The fixed-length rollout of a user's own buffer, by SB3's own calls."""
+        try:
+            playing = callback if self._workers.alone else distributed.WithoutRolloutEnd(callback)
+            completed = super().collect_rollouts(env, playing, rollout_buffer, n_rollout_steps)  # type: ignore[arg-type]
+        except ValueError:
+            # If the policy refused an observation, say which
+            checks.check_finite("observation", self._last_obs, lambda env_id: rollout_buffer.pos, of="the rollout")  # type: ignore[arg-type]
+            raise
+        if not completed:
+            return self._share_rollout(callback, goes_on=False).goes_on
+        checks.check_filled_buffer(rollout_buffer)
+        starts = np.array(rollout_buffer.episode_starts, dtype=bool)
+        starts[0] = True
+        report = self._share_rollout(callback, True, int(starts.size), int(starts.sum()))
+        if report.goes_on and not self._workers.alone:
+            callback.on_rollout_end()
+        return report.goes_on
+
+    def _excluded_save_params(self) -> list[str]:
+        own = ["_sampler", "_action_rng", "_horizons", "_own_limits", "_cuts_expected", "_reached_timesteps"]
+        return [*super()._excluded_save_params(), *own]
