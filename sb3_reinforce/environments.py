@@ -1,11 +1,13 @@
 """What an algorithm of whole episodes must know about a vectorized environment."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecMonitor, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, unwrap_vec_wrapper
 
 
 def episode_limits(env: VecEnv) -> list[int | None]:
@@ -52,21 +54,38 @@ def check_resets(env: VecEnv, cuts_expected: bool) -> None:
         )
 
 
-def info_of_cut_episode(env: VecEnv, env_id: int, length: int) -> dict[str, Any]:
+def info_of_cut_episode(env: VecEnv, env_id: int, length: int, info: dict[str, Any]) -> dict[str, Any]:
     """
     :param env: The vectorized environment
     :param env_id: The one of its environments whose episode is cut here
     :param length: The number of timesteps that the episode has had
-    :return: The info that its monitor gives at the end of an episode, as if this one had ended: ``episode`` with ``r``, ``l``
-        and ``t``. Empty without a monitor, or with one that counts otherwise (as with Atari games, where a life is an episode)
+    :param info: The info of the last of them
+    :return: The info that an episode has at its end, as if this one had ended: ``is_success``, if there is one, and the
+        ``episode`` of the monitor. The latter is left out without a monitor, or with one that counts otherwise (as with Atari
+        games, where a life is an episode)
     """
+    ended = {"is_success": info["is_success"]} if "is_success" in info else {}
+    total, n_steps, start, keywords = _count_of_monitor(env, env_id)
+    if n_steps != length:
+        return ended
+    seconds = round(time.time() - start, 6)
+    return {**ended, "episode": {"r": total, "l": n_steps, "t": seconds, **{key: info.get(key) for key in keywords}}}
+
+
+def _count_of_monitor(env: VecEnv, env_id: int) -> tuple[float, int, float, Sequence[str]]:
+    """Return and length of an environment's episode so far, the time of its monitor's start, and its further keywords."""
     vec_monitor = unwrap_vec_wrapper(env, VecMonitor)
     if vec_monitor is not None:
-        total, n_steps = float(vec_monitor.episode_returns[env_id]), int(vec_monitor.episode_lengths[env_id])
-        start = vec_monitor.t_start
+        counted = float(vec_monitor.episode_returns[env_id]), int(vec_monitor.episode_lengths[env_id])
+        return *counted, vec_monitor.t_start, vec_monitor.info_keywords
+    rewards: Any = None
+    if isinstance(env.unwrapped, DummyVecEnv):
+        # Not by `get_attr`, which takes what a wrapper around the monitor may have of the same name
+        monitor = unwrap_wrapper(env.unwrapped.envs[env_id], Monitor)
+        if isinstance(monitor, Monitor):
+            rewards, start, keywords = monitor.rewards, monitor.t_start, monitor.info_keywords
     elif env.env_is_wrapped(Monitor, env_id)[0]:
-        rewards, start = env.get_attr("rewards", env_id)[0], env.get_attr("t_start", env_id)[0]
-        total, n_steps = round(float(sum(rewards)), 6), len(rewards)
-    else:
-        return {}
-    return {"episode": {"r": total, "l": n_steps, "t": round(time.time() - start, 6)}} if n_steps == length else {}
+        rewards, start, keywords = (env.get_attr(name, env_id)[0] for name in ("rewards", "t_start", "info_keywords"))
+    if not isinstance(rewards, list) or not all(isinstance(reward, float) for reward in rewards):
+        return 0.0, 0, 0.0, ()
+    return round(sum(rewards), 6), len(rewards), start, keywords

@@ -1,5 +1,7 @@
 """How rollouts of whole episodes are played: the loop of acting, recording and evaluating."""
 
+from typing import Any
+
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -119,7 +121,7 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
             n_cut = len(recorder.cut)
             recorder.advance(dones, infos, new_obs)  # type: ignore[arg-type]
             if len(recorder.cut) > n_cut:
-                self._count_cut_episodes(env, recorder.cut[n_cut:])
+                self._count_cut_episodes(env, recorder.cut[n_cut:], infos)
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
         if not self._finish_rollout(callback, rollout_buffer, recorder, values_known=sampler.evaluates):
@@ -128,10 +130,10 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _count_cut_episodes(self, env: VecEnv, env_ids: list[int]) -> None:
+    def _count_cut_episodes(self, env: VecEnv, env_ids: list[int], infos: list[dict[str, Any]]) -> None:
         """Were they left out, `rollout/ep_rew_mean` would be that of the short episodes alone."""
-        infos = [info_of_cut_episode(env, env_id, self._horizons[env_id]) for env_id in env_ids]
-        self._update_info_buffer(infos, np.ones(len(infos), dtype=bool))
+        ended = [info_of_cut_episode(env, env_id, self._horizons[env_id], infos[env_id]) for env_id in env_ids]
+        self._update_info_buffer(ended, np.ones(len(ended), dtype=bool))
 
     def _start_sampler(self, env: VecEnv) -> PolicySampler:
         if self._action_rng is None:
@@ -187,8 +189,7 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
     ) -> bool:
         """Compute values, returns and advantages of a recorded rollout, unless another worker was stopped."""
         episodes, recorded = recorder.result()
-        cut = isinstance(recorder, CompleteEpisodes) and bool(recorder.cut)
-        report = self._share_rollout(callback, True, episodes.n_timesteps, len(recorded), cut)
+        report = self._share_rollout(callback, True, episodes.n_timesteps, len(recorded), cut=bool(recorder.cut))
         if not report.goes_on:
             return False
         buffer.finish(episodes)

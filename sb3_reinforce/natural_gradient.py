@@ -259,11 +259,12 @@ def scaled_step(product: Callable[[th.Tensor], th.Tensor], direction: th.Tensor,
     :param target_kl: The divergence
     :return: The step
     :raises NoDirectionError: If the divergence does not change along the direction
-    :raises ValueError: If the direction is not finite, or the equations were solved so badly that it means nothing
+    :raises ValueError: If the direction is not finite
     """
     curvature = float(direction.dot(product(direction)))
     if not 0.0 < curvature < math.inf:  # NaN, too, where the direction is not finite
-        error = NoDirectionError if curvature == 0.0 else ValueError
+        # Never below zero but by rounding
+        error = NoDirectionError if math.isfinite(curvature) else ValueError
         raise error(
             "The natural gradient needs a finite direction along which the policy changes, got one with a Fisher information "
             f"of {curvature} (a larger `cg_damping` makes the equations easier to solve)."

@@ -391,8 +391,8 @@ class REINFORCE(EpisodicAlgorithm):
         except NoDirectionError as error:
             # A solved task has such batches, as has one whose reward is yet to be found: the next one may be different
             if not self._warned_of_direction:
+                warnings.warn(f"{error} No natural step is made in such updates.", UserWarning, stacklevel=2)
                 self._warned_of_direction = True
-                warnings.warn(f"{error} The policy is left as it is in such updates.", UserWarning, stacklevel=2)
             return 0.0
 
     def _record_update(self, gradients: Gradients, grad_norm: float, approx_kl: float) -> None:

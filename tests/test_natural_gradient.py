@@ -26,7 +26,7 @@ from torch import nn
 from sb3_reinforce import REINFORCE, estimator
 from sb3_reinforce.buffers import whole_rollout
 from sb3_reinforce.distributed import Workers
-from sb3_reinforce.natural_gradient import Fisher, check_advantages, natural_step, scaled_step, solve
+from sb3_reinforce.natural_gradient import Fisher, NoDirectionError, check_advantages, natural_step, scaled_step, solve
 from sb3_reinforce.policies import has_sb3_forward
 from tests.environments import Scripted, vec
 
@@ -474,7 +474,7 @@ def assert_refused(model: REINFORCE, match: str) -> None:
 def assert_left_alone(model: REINFORCE, match: str) -> None:
     """The policy is; the critic goes on, and so does the run."""
     before = flat(actor(model.policy))
-    with pytest.warns(UserWarning, match=rf"^{match}.*The policy is left as it is in such updates\.$") as caught:
+    with pytest.warns(UserWarning, match=rf"^{match}.*No natural step is made in such updates\.$") as caught:
         model.learn(100)
     assert th.equal(flat(actor(model.policy)), before)
     assert model._n_updates > 1 and sum("direction" in str(warning.message) for warning in caught) == 1
@@ -582,6 +582,15 @@ def test_a_gradient_that_is_not_finite_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="policy gradient of zero"):
         natural_step(policy, gradient, actor(policy), observations, actions, 0.01, 15, 0.1, 1)
     assert th.equal(flat(list(policy.parameters())), before)
+
+
+def test_a_divergence_below_zero_is_rounding() -> None:
+    """No reason to end a run: a policy that has become deterministic has such directions."""
+    with pytest.raises(NoDirectionError, match="a larger `cg_damping`"):
+        scaled_step(th.diag(th.tensor([1.0, -1e-6])).mv, th.tensor([0.0, 1.0]), 0.01)
+    with pytest.raises(ValueError, match="needs a finite direction") as refused:
+        scaled_step(th.diag(th.tensor([1.0, 1.0])).mv, th.tensor([math.nan, 1.0]), 0.01)
+    assert not isinstance(refused.value, NoDirectionError)
 
 
 @pytest.mark.parametrize("direction", [[0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0], [0.0, 1.0]])

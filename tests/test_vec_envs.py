@@ -310,6 +310,37 @@ def test_a_cut_episode_counts_in_the_log_with_what_it_has_come_to(make_env: Call
 RETURNS = {length: (10.0 * sum(range(length)), length) for length in (2, 5)}
 
 
+class Shaped(gym.Wrapper):
+    """Has, as the monitor within it has, an attribute ``rewards``, and says in each info whether all is well."""
+
+    rewards: Any = {"alive": 1.0}  # noqa: RUF012
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, -float(reward), terminated, truncated, {**info, "is_success": terminated, "height": 7.0}
+
+
+@pytest.mark.parametrize("venv_class", [DummyVecEnv, SubprocVecEnv])
+def test_a_cut_episode_is_the_monitors_and_no_success(venv_class: type[VecEnv]) -> None:
+    env = venv_class([lambda: Shaped(Monitor(Scripted((2, 9)), info_keywords=()))])  # type: ignore[call-arg]
+    model = make(env, n_episodes=2, horizon=5)
+    with pytest.warns(UserWarning, match="`horizon`"):
+        model.learn(1)
+    env.close()
+    assert list(model.ep_success_buffer or []) == [True, False]
+    counted = [(info["r"], info["l"]) for info in model.ep_info_buffer or []]
+    # From another process only what must be the monitor's is taken
+    assert counted == ([(2.0, 2), (5.0, 5)] if venv_class is DummyVecEnv else [(2.0, 2)])
+
+
+def test_a_cut_episode_has_the_keywords_of_the_monitor() -> None:
+    env = DummyVecEnv([lambda: Monitor(Shaped(Scripted((None,))), info_keywords=("height",))])
+    model = make(env, n_episodes=1, horizon=5)
+    with pytest.warns(UserWarning, match="`horizon`"):
+        model.learn(1)
+    assert [info["height"] for info in model.ep_info_buffer or []] == [7.0]
+
+
 def test_a_cut_episode_without_a_monitor_or_within_one_that_counts_otherwise_is_not_in_the_log() -> None:
     class SkipsEveryOther(gym.Wrapper):
         def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
