@@ -547,7 +547,7 @@ class Runner:
         minutes = (time.perf_counter() - self.start) / 60
         left = f"{minutes * (self.steps - self.steps_done) / self.steps_done:.0f} min left"
         if status == 0 and run.path.exists():
-            run.log.unlink()
+            run.log.unlink(missing_ok=True)  # two runners that came to the same run have one
             row = last_row(run.path)
             outcome = f"return {row['return_last_100'] or '-'}, evaluation {row['eval_mean']}"
             outcome += f", {row['timesteps']} steps in {float(row['cpu_seconds']):.0f} s of CPU"

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,6 +58,14 @@ def test_runs_are_finished_skipped_and_repeated(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == written
     with pytest.raises(ValueError, match="budget"):
         learning.is_finished(learning.Run("reinforce_mc", "CartPole-v1", 0, 300, tmp_path))
+
+
+def test_two_runners_may_come_to_the_same_run(tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as pool:
+        runners = [pool.submit(benchmark, "run", "--algos", "reinforce", *TINY, folder=tmp_path) for _ in range(2)]
+        for runner in runners:
+            assert "FAILED" not in runner.result()
+    assert [path.name for path in (tmp_path / "CartPole-v1").iterdir()] == ["reinforce-0.csv"]
 
 
 def test_entries() -> None:
