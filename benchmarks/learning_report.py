@@ -60,33 +60,31 @@ def load(folder: Path, env_ids: list[str], algos: list[str]) -> tuple[pd.DataFra
                 info, rows = read_metadata(path), pd.read_csv(path, comment="#")
                 key = {"env": env_id, "algo": algo, "seed": info["seed"]}
                 last = rows.iloc[-1]
-                outcomes.append(
-                    {**key, "entry": info["entry"], **last[["return_last_100", "eval_mean", "timesteps", "cpu_seconds"]]}
-                )
+                what = {"entry": info["entry"], "hyperparameters": info.get("hyperparameters")}
+                outcomes.append({**key, **what, **last[["return_last_100", "eval_mean", "timesteps", "cpu_seconds"]]})
                 curves.append(rows.assign(**key))
-    columns = ["env", "algo", "seed", "entry", "return_last_100", "eval_mean", "timesteps", "cpu_seconds"]
+    columns = ["env", "algo", "seed", "entry", "hyperparameters", "return_last_100", "eval_mean", "timesteps", "cpu_seconds"]
     runs = pd.DataFrame(outcomes, columns=columns).sort_values("seed", kind="stable")
     return runs, pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=[*COLUMNS, "env", "algo", "seed"])
 
 
-def outdated(folder: Path, env_ids: list[str], algos: list[str]) -> str:
+def outdated(runs: pd.DataFrame) -> str:
     """
-    :param folder: Folder of the results
-    :param env_ids: Environments
-    :param algos: Algorithms
+    :param runs: The runs
     :return: REINFORCE's runs whose hyperparameters are not those of today's entries
     """
     defaults = {name: parameter.default for name, parameter in inspect.signature(REINFORCE).parameters.items()}
+
+    def essence(entry: dict[str, Any]) -> dict[str, Any]:
+        chosen = {name: value for name, value in entry.items() if name not in defaults or value != defaults[name]}
+        return chosen | {"n_timesteps": 0}
+
     names = []
-    for env_id in env_ids:
-        for algo in [algo for algo in algos if zoo_algo(algo) == OURS]:
-            for path in sorted((folder / env_id).glob(f"{algo}-*.csv")):
-                then, now = (
-                    {name: value for name, value in entry.items() if name not in defaults or value != defaults[name]}
-                    for entry in (read_metadata(path)["hyperparameters"], find_entry(algo, env_id)[1])
-                )
-                if then | {"n_timesteps": 0} != now | {"n_timesteps": 0}:
-                    names.append(f"{path.stem} on {env_id}")
+    for (env_id, algo), group in runs[runs["algo"].map(zoo_algo) == OURS].groupby(["env", "algo"], sort=False):
+        today = essence(find_entry(algo, env_id)[1])
+        for seed, entry in zip(group["seed"], group["hyperparameters"], strict=True):
+            if essence(entry) != today:
+                names.append(f"{algo}-{seed} on {env_id}")
     return ", ".join(names) or "None."
 
 
@@ -414,7 +412,7 @@ def report(folder: Path, docs: Path, env_ids: list[str], algos: list[str]) -> No
         f"Steps until {SOLVE_ENV} is solved": steps_to_solve(folder),
         "Timesteps per CPU second of training": table(runs, "steps_per_second", env_ids, algos),
         "Hyperparameters": entries(runs, env_ids, algos),
-        "Runs of REINFORCE with other hyperparameters than today's": outdated(folder, env_ids, algos),
+        "Runs of REINFORCE with other hyperparameters than today's": outdated(runs),
     }
     text = "\n\n".join(f"## {title}\n\n{body}" for title, body in sections.items())
     text = f"# Learning\n\nMean ± standard deviation over the seeds (number of seeds).\n\n{text}\n"

@@ -7,7 +7,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce import checks, distributed
@@ -24,7 +23,8 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
     """
     An on-policy algorithm whose rollouts are whole episodes, or SB3's of a fixed length.
 
-    Its subclass sets the attributes below (see :class:`sb3_reinforce.REINFORCE`), and learns from the rollouts in ``train()``.
+    Its subclass sets the attributes below (see :class:`sb3_reinforce.REINFORCE`), calls :meth:`_setup_rollouts` when
+    learning begins, and learns from the rollouts in ``train()``.
     """
 
     n_episodes: int | None
@@ -53,22 +53,14 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
             self._action_rng = np.random.default_rng(seed)
             self._sampler = None
 
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        assert self.env is not None
-        self._read_limits(self.env)
+    def _setup_rollouts(self, env: VecEnv, total_timesteps: int) -> None:
+        """What the first rollout has to know of the environments and of the other workers; when learning begins."""
+        self._read_limits(env)
         if self.complete_episodes:
-            check_resets(self.env, self._cuts_expected)
+            check_resets(env, self._cuts_expected)
         self._sampler = None
         self._take_over_from_rank_0(total_timesteps)
         self._cuts_expected = any(self._workers.gather(self._cuts_expected))
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def collect_rollouts(
         self,

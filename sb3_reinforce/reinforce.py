@@ -289,6 +289,7 @@ class REINFORCE(EpisodicAlgorithm):
         if self.natural_gradient:
             check_policy(self.policy)
         checks.check_buffer(self.rollout_buffer, vars(self))
+        self._setup_rollouts(self.env, total_timesteps)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def train(self) -> None:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -291,7 +291,7 @@ def monitored_as_vector(*envs: gym.Env) -> VecEnv:
 
 
 def in_processes(*envs: gym.Env) -> VecEnv:
-    return SubprocVecEnv([lambda env=env: Monitor(env) for env in envs], "fork")  # type: ignore[misc]
+    return SubprocVecEnv([lambda env=env: Monitor(env) for env in envs])  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("make_env", [vec, normalized, monitored_as_vector, in_processes])
@@ -313,7 +313,7 @@ RETURNS = {length: (10.0 * sum(range(length)), length) for length in (2, 5)}
 class Shaped(gym.Wrapper):
     """Has, as the monitor within it has, an attribute ``rewards``, and says in each info whether all is well."""
 
-    rewards: Any = {"alive": 1.0}  # noqa: RUF012
+    rewards: ClassVar[dict[str, float]] = {"alive": 1.0}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)

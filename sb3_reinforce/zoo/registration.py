@@ -185,9 +185,8 @@ def _preprocess_own_keys(manager: Any, hyperparams: dict[str, Any]) -> dict[str,
             schedule = manager._preprocess_schedules({"learning_rate": value})["learning_rate"]
         except ValueError as error:
             raise ValueError(f"`{key}` must be a number (2.0e-4, not 2e-4, in YAML) or lin_NUMBER, got {value!r}.") from error
-        if key == "target_kl" and not isinstance(value, str):
-            continue  # a number is for the algorithm to judge
-        if key != "learning_rate":
+        # RL Zoo does its own key again, and a number is for the algorithm to judge
+        if key != "learning_rate" and isinstance(value, str):
             hyperparams[key] = schedule
     return hyperparams
 
