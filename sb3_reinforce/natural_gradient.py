@@ -32,7 +32,14 @@ RESIDUAL_TOLERANCE = 1e-5
 
 
 class NoDirectionError(ValueError):
-    """There is nothing to learn from a batch: every direction is as good as the others."""
+    """
+    There is nothing to learn from a batch: every direction is as good as the others.
+
+    :param message: What shows it
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
 
 
 class Fisher:
