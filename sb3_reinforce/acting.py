@@ -17,6 +17,7 @@ from stable_baselines3.common.distributions import (
     CategoricalDistribution,
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
@@ -134,6 +135,7 @@ class NumpySampler(PolicySampler):
         """
         x = self._features(obs)
         for weight, bias, buffer, activation in self._layers:
+            self._latent = x
             np.dot(x, weight, buffer)
             np.add(buffer, bias, buffer)
             if activation is not None:
@@ -145,7 +147,7 @@ class NumpySampler(PolicySampler):
         outputs = self.outputs(obs)  # type: ignore[arg-type]
         if not surely_finite(outputs):
             check_finite("output of the policy", outputs, timestep)
-        return self._head.sample(outputs, self.rng), None, None
+        return self._head.sample(outputs, self._latent, self.rng), None, None
 
 
 def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> PolicySampler:
@@ -162,7 +164,7 @@ def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generato
 
 
 def _is_understood(policy: ActorCriticPolicy) -> bool:
-    if not isinstance(policy, ActorCriticPolicy) or not has_sb3_forward(policy) or policy.use_sde:
+    if not isinstance(policy, ActorCriticPolicy) or not has_sb3_forward(policy):
         return False
     modules = [policy, *policy.mlp_extractor.modules(), *policy.pi_features_extractor.modules(), policy.action_net]
     return (
@@ -285,9 +287,10 @@ class _Head:
         """
         raise NotImplementedError()
 
-    def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def sample(self, outputs: np.ndarray, latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """
         :param outputs: Outputs of the policy network, shape ``(n_envs, n_outputs)``
+        :param latent: What its last layer was given, shape ``(n_envs, latent_dim)``
         :param rng: Source of randomness
         :return: Actions
         """
@@ -300,7 +303,7 @@ class _CategoricalHead(_Head):
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         return -np.log(rng.standard_exponential(shape))
 
-    def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def sample(self, outputs: np.ndarray, latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return (outputs + self.noise(rng)).argmax(axis=1)
 
 
@@ -311,7 +314,7 @@ class _MultiCategoricalHead(_CategoricalHead):
         ends = np.cumsum(policy.action_dist.action_dims).tolist()
         self._parts = [slice(first, stop) for first, stop in zip([0, *ends[:-1]], ends, strict=True)]
 
-    def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def sample(self, outputs: np.ndarray, latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         noisy = outputs + self.noise(rng)
         actions = np.empty((len(outputs), len(self._parts)), dtype=np.int64)
         for i, part in enumerate(self._parts):
@@ -325,7 +328,7 @@ class _BernoulliHead(_Head):
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         return rng.logistic(size=shape)
 
-    def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def sample(self, outputs: np.ndarray, latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return (outputs > self.noise(rng)).astype(np.float32)
 
 
@@ -342,8 +345,36 @@ class _GaussianHead(_Head):
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32)
 
-    def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def sample(self, outputs: np.ndarray, latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return (outputs + np.exp(self._log_std) * self.noise(rng)).reshape(self._action_shape)
+
+
+class _StateDependentNoiseHead(_Head):
+    """
+    gSDE (Raffin et al., 2021, https://arxiv.org/abs/2005.05719): the noise is the latent features times the matrices that
+    the policy has drawn last, with PyTorch's generator.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, n_envs: int):
+        super().__init__(policy, n_envs)
+        self._action_shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
+
+    def start_rollout(self, policy: ActorCriticPolicy) -> None:
+        assert isinstance(policy.action_dist, StateDependentNoiseDistribution)
+        self._distribution = policy.action_dist
+
+    def sample(self, outputs: np.ndarray, latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        matrices = self._distribution.exploration_matrices.detach().numpy()
+        if len(latent) == 1 or len(latent) != len(matrices):  # SB3's rule
+            noise = latent @ self._distribution.exploration_mat.detach().numpy()
+        else:
+            noise = np.matmul(latent[:, None], matrices)[:, 0]
+        if not surely_finite(noise):
+            raise ValueError(f"The exploration noise of the policy must be finite, got {noise}.")
+        actions = outputs + noise
+        if self._distribution.bijector is not None:
+            np.tanh(actions, actions)
+        return actions.reshape(self._action_shape)
 
 
 _HEADS: dict[type, type[_Head]] = {
@@ -351,6 +382,7 @@ _HEADS: dict[type, type[_Head]] = {
     MultiCategoricalDistribution: _MultiCategoricalHead,
     BernoulliDistribution: _BernoulliHead,
     DiagGaussianDistribution: _GaussianHead,
+    StateDependentNoiseDistribution: _StateDependentNoiseHead,
 }
 
 

@@ -244,6 +244,40 @@ def test_samples_are_normal_with_the_policys_mean_and_standard_deviation(name: s
     assert np.abs(lagged).max() < 4 / np.sqrt(N_SAMPLES)
 
 
+@pytest.mark.parametrize("n_envs, n_matrices", [(1, 1), (4, 4), (4, 3), (1, 4)])
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"squash_output": True}, {"use_expln": True, "full_std": False}, {"net_arch": []}, {"ortho_init": False}],
+    ids=["default", "squashed", "one deviation per feature", "linear", "other weights"],
+)
+@pytest.mark.parametrize("shape", [(2,), (2, 3)], ids=str)
+def test_state_dependent_noise_is_that_of_the_policys_matrices(
+    shape: tuple[int, ...], kwargs: dict[str, Any], n_envs: int, n_matrices: int
+) -> None:
+    policy = make_policy(BOX, spaces.Box(-1, 1, shape), scale=0.4, use_sde=True, **kwargs)
+    sampler, obs = fast_sampler(policy, n_envs), draw_observations(BOX, n_envs)
+    drawn = []
+    for _ in range(3):
+        # Within a rollout too
+        policy.reset_noise(n_matrices)
+        with th.no_grad():
+            expected = policy(th.as_tensor(obs))[0].numpy()
+        drawn.append(sampler.sample(obs, lambda env_id: 0)[0])
+        np.testing.assert_allclose(drawn[-1], expected, atol=1e-5)
+        np.testing.assert_array_equal(sampler.sample(obs, lambda env_id: 0)[0], drawn[-1])
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-2
+
+
+def test_state_dependent_noise_that_is_not_finite_is_not_played() -> None:
+    policy = make_policy(BOX, GAUSSIAN, use_sde=True)
+    sampler = fast_sampler(policy, 2)
+    with th.no_grad():
+        policy.log_std.fill_(200.0)
+    policy.reset_noise(2)
+    with pytest.raises(ValueError, match=r"The exploration noise of the policy must be finite, got .*(inf|nan)"):
+        sampler.sample(draw_observations(BOX, 2), lambda env_id: 0)
+
+
 def test_discrete_samples_are_independent_from_step_to_step_and_between_environments() -> None:
     space = spaces.Box(-1, 1, (3,))
     policy = make_policy(space, spaces.Discrete(2), scale=0.3, net_arch=[5])
@@ -521,8 +555,6 @@ def in_float64() -> ActorCriticPolicy:
 
 
 NOT_UNDERSTOOD: dict[str, Callable[[], ActorCriticPolicy]] = {
-    "gSDE": lambda: make_policy(BOX, GAUSSIAN, use_sde=True),
-    "squashed gSDE": lambda: make_policy(BOX, GAUSSIAN, use_sde=True, squash_output=True),
     "forward": lambda: make_policy(BOX, CHOICE, OwnForward),
     "extract_features": lambda: make_policy(BOX, CHOICE, OwnFeatures),
     "get_distribution": lambda: make_policy(BOX, CHOICE, OwnDistribution),
