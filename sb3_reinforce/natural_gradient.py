@@ -11,6 +11,7 @@ for the conjugate gradient method and the step's size (without that paper's surr
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -29,6 +30,8 @@ from sb3_reinforce.policies import dummy_batch, has_sb3_forward
 SOLVER_NORM = 1e6
 #: The solver stops where the residual is so much smaller than the right-hand side
 RESIDUAL_TOLERANCE = 1e-5
+#: A step is far too long from so many times its target on, and from so large a divergence on
+OVERSHOOT, LEAST_OVERSHOOT = 10.0, 0.1
 
 
 class NoDirectionError(ValueError):
@@ -280,6 +283,26 @@ def scaled_step(product: Callable[[th.Tensor], th.Tensor], direction: th.Tensor,
     if not step.isfinite().all():
         raise ValueError("The natural gradient needs a finite direction, got a step with NaN or infinity.")
     return step
+
+
+def warn_of_overshoot(approx_kl: float, target_kl: float) -> bool:
+    """
+    Warn of a step that went much further than it was to go.
+
+    :param approx_kl: The KL divergence of the update, measured after it
+    :param target_kl: What it was to be
+    :return: Whether there was something to warn of
+    """
+    if approx_kl <= max(OVERSHOOT * target_kl, LEAST_OVERSHOOT):
+        return False
+    warnings.warn(
+        f"The update moved the policy by a KL divergence of about {approx_kl:.3g}, and `target_kl` is {target_kl:.3g}: a "
+        "natural step is measured to second order, which does not reach far where the policy is all but deterministic (a "
+        "small `ent_coef` keeps it from that) or `cg_damping` is tiny. `train/approx_kl` shows further updates like this one.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return True
 
 
 @contextmanager

@@ -7,6 +7,7 @@ information of each head by its formula, and a dense solver.
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -551,6 +552,32 @@ def test_the_policy_moves_again_when_there_is_something_to_learn() -> None:
     scale[0] = 1.0
     model.learn(32, reset_num_timesteps=False)
     assert moved(model).any()
+
+
+def test_a_step_from_an_all_but_deterministic_policy_is_warned_of_once() -> None:
+    """To second order hardly anything moves such a policy, so that steps are huge."""
+    env = vec(Scripted((7,), VECTOR, reward=lambda _: -1.0))
+    model = make(env, baseline=None, normalize_advantage=False, target_kl=0.02, policy_kwargs={"net_arch": []})
+    certain = copy.deepcopy(model.policy.state_dict())
+    certain["action_net.bias"][:] = th.tensor([0.0, 12.0])
+    model.policy.load_state_dict(certain)
+    with pytest.warns(UserWarning, match="by a KL divergence of about .*, and `target_kl` is 0.02") as caught:
+        model.learn(1)
+    assert model.logger.name_to_value["train/approx_kl"] > 0.2
+    with warnings.catch_warnings(record=True) as later:
+        warnings.simplefilter("always")
+        model.policy.load_state_dict(certain)
+        model.learn(1, reset_num_timesteps=False)
+    assert model.logger.name_to_value["train/approx_kl"] > 0.2
+    assert sum("KL divergence" in str(warning.message) for warning in [*caught, *later]) == 1
+
+
+@pytest.mark.parametrize("target_kl", [1e-4, 0.02, 0.3])
+def test_steps_of_about_the_target_are_not_warned_of(target_kl: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = make(episodes(ACTIONS["discrete"], n_envs=2), target_kl=target_kl).learn(200)
+    assert 0 < model.logger.name_to_value["train/approx_kl"] < 5 * target_kl
 
 
 class Attentive(BaseFeaturesExtractor):
