@@ -205,6 +205,15 @@ def matching_entry(entries: dict[str, Any], env_id: str) -> str | None:
     return f"{name}-v{max(older)}" if older else None
 
 
+def monte_carlo_overrides(algo: str, env_id: str) -> dict[str, Any]:
+    """
+    :param algo: An algorithm or a variant of it
+    :param env_id: An environment
+    :return: What ``learning_mc.yml`` has for it, if it is ``reinforce_mc``
+    """
+    return read_yaml(Path(__file__).with_name("learning_mc.yml")).get(env_id, {}) if algo == "reinforce_mc" else {}
+
+
 def find_entry(algo: str, env_id: str) -> tuple[str, dict[str, Any]]:
     """
     :param algo: An algorithm or a variant of it
@@ -214,7 +223,7 @@ def find_entry(algo: str, env_id: str) -> tuple[str, dict[str, Any]]:
     if env_id.startswith(DELAYED):
         source, entry = find_entry(algo, env_id.removeprefix(DELAYED))
         entry.pop("horizon", None)  # behind it lies the reward
-        return f"{source}; discount 1", {**entry, "gamma": 1.0}
+        return f"{source}; discount 1", {**entry, **monte_carlo_overrides(algo, env_id), "gamma": 1.0}
     if algo == "reinforce_defaults":
         return "defaults", {"policy": "MlpPolicy", "n_timesteps": 0}
     path = config_file(zoo_algo(algo))
@@ -225,7 +234,7 @@ def find_entry(algo: str, env_id: str) -> tuple[str, dict[str, Any]]:
     else:
         source, entry = f"{path.name}: {key}", dict(entries[key])
     if algo == "reinforce_mc":
-        overrides = read_yaml(Path(__file__).with_name("learning_mc.yml")).get(env_id, {})
+        overrides = monte_carlo_overrides(algo, env_id)
         entry = {**entry, "complete_episodes": True, **overrides, "gae_lambda": 1.0}
         source += ", with overrides of learning_mc.yml" if overrides else ", with gae_lambda 1"
     return source, entry
