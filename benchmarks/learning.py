@@ -205,38 +205,30 @@ def matching_entry(entries: dict[str, Any], env_id: str) -> str | None:
     return f"{name}-v{max(older)}" if older else None
 
 
-def monte_carlo_overrides(algo: str, env_id: str) -> dict[str, Any]:
-    """
-    :param algo: An algorithm or a variant of it
-    :param env_id: An environment
-    :return: What ``learning_mc.yml`` has for it, if it is ``reinforce_mc``
-    """
-    return read_yaml(Path(__file__).with_name("learning_mc.yml")).get(env_id, {}) if algo == "reinforce_mc" else {}
-
-
 def find_entry(algo: str, env_id: str) -> tuple[str, dict[str, Any]]:
     """
     :param algo: An algorithm or a variant of it
     :param env_id: An environment
     :return: Where its hyperparameters are from, and those, in RL Zoo's form
     """
-    if env_id.startswith(DELAYED):
-        source, entry = find_entry(algo, env_id.removeprefix(DELAYED))
-        entry.pop("horizon", None)  # behind it lies the reward
-        return f"{source}; discount 1", {**entry, **monte_carlo_overrides(algo, env_id), "gamma": 1.0}
     if algo == "reinforce_defaults":
         return "defaults", {"policy": "MlpPolicy", "n_timesteps": 0}
+    plain = env_id.removeprefix(DELAYED)
     path = config_file(zoo_algo(algo))
     entries = read_yaml(path)
-    key = matching_entry(entries, env_id)
+    key = matching_entry(entries, plain)
     if key is None:
         source, entry = "SB3's defaults with VecNormalize", {"policy": "MlpPolicy", "n_timesteps": 0, "normalize": True}
     else:
         source, entry = f"{path.name}: {key}", dict(entries[key])
     if algo == "reinforce_mc":
-        overrides = monte_carlo_overrides(algo, env_id)
-        entry = {**entry, "complete_episodes": True, **overrides, "gae_lambda": 1.0}
-        source += ", with overrides of learning_mc.yml" if overrides else ", with gae_lambda 1"
+        overrides = read_yaml(Path(__file__).with_name("learning_mc.yml"))
+        own = {**overrides.get(plain, {}), **overrides.get(env_id, {})}
+        entry = {**entry, "complete_episodes": True, **own, "gae_lambda": 1.0}
+        source += ", with overrides of learning_mc.yml" if own else ", with gae_lambda 1"
+    if env_id != plain:
+        entry.pop("horizon", None)  # behind it lies the reward
+        source, entry["gamma"] = f"{source}; discount 1", 1.0
     return source, entry
 
 

@@ -51,6 +51,13 @@ class PolicySampler:
     def __init__(self, policy: ActorCriticPolicy):
         self.policy = policy
 
+    def is_current(self, policy: ActorCriticPolicy) -> bool:
+        """
+        :param policy: The policy to act with
+        :return: Whether this sampler is for it as it is now
+        """
+        return policy is self.policy
+
     def start_rollout(self) -> None:
         """Take over the policy's present weights."""
 
@@ -107,14 +114,18 @@ class NumpySampler(PolicySampler):
         self.n_envs = n_envs
         self.rng = rng
         features = _features_function(policy.observation_space)
-        assert features is not None and isinstance(policy.action_net, nn.Linear)
+        assert features is not None
         self._features = features
-        hidden = [layer for layer in policy.mlp_extractor.policy_net if isinstance(layer, nn.Linear)]
-        self._linears = [*hidden, policy.action_net]
+        self._modules = _actor_layers(policy)
+        self._linears = [layer for layer in self._modules if isinstance(layer, nn.Linear)]
         self._layers: list[tuple[np.ndarray, np.ndarray, np.ndarray, Activation | None]] = []
         self._buffers = [np.empty((n_envs, layer.out_features), np.float32) for layer in self._linears]
         self._activations = [_bind(layer) for layer in policy.mlp_extractor.policy_net if not isinstance(layer, nn.Linear)]
         self._head = _make_head(policy, n_envs)
+
+    def is_current(self, policy: ActorCriticPolicy) -> bool:
+        # Layers may have been exchanged or hooked in the meantime
+        return super().is_current(policy) and _is_understood(policy) and _actor_layers(policy) == self._modules
 
     def start_rollout(self) -> None:
         # Views of the parameters: what a callback does to them in place is acted on at once. They are taken anew for each
@@ -133,21 +144,24 @@ class NumpySampler(PolicySampler):
         :param obs: Observations of all environments
         :return: Logits, or means of a Gaussian, shape ``(n_envs, n_outputs)``; overwritten by the next call
         """
-        x = self._features(obs)
+        x = latent = self._features(obs)
         for weight, bias, buffer, activation in self._layers:
-            self._latent = x
             np.dot(x, weight, buffer)
             np.add(buffer, bias, buffer)
             if activation is not None:
                 activation(buffer, buffer)
-            x = buffer
+            latent, x = x, buffer
+        self._latent = latent
         return x
 
     def sample(self, obs: Observation, timestep: Timestep) -> Sample:
         outputs = self.outputs(obs)  # type: ignore[arg-type]
         if not surely_finite(outputs):
             check_finite("output of the policy", outputs, timestep)
-        return self._head.sample(outputs, self._latent, self.rng), None, None
+        actions = self._head.sample(outputs, self._latent, self.rng)
+        if self._head.may_overflow:
+            check_finite("action", actions, timestep)
+        return actions, None, None
 
 
 def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> PolicySampler:
@@ -176,8 +190,13 @@ def _is_understood(policy: ActorCriticPolicy) -> bool:
         and type(policy.action_net) is nn.Linear
         and _alternates(list(policy.mlp_extractor.policy_net))
         and not any(has_own_forward(module) for module in modules)
+        and not any(callable(getattr(type(policy.action_dist), name, None)) for name in vars(policy.action_dist))
         and all(parameter.dtype == th.float32 for parameter in policy.parameters())
     )
+
+
+def _actor_layers(policy: ActorCriticPolicy) -> list[nn.Module]:
+    return [*policy.mlp_extractor.policy_net, policy.action_net]
 
 
 def _alternates(layers: list[nn.Module]) -> bool:
@@ -249,7 +268,7 @@ def _bind(layer: nn.Module) -> Activation:
     return _ACTIVATIONS[type(layer)](layer)
 
 
-# Heads: a sample of the action distribution from its parameters and noise that was drawn ahead
+# Heads: a sample of the action distribution from its parameters
 
 
 class _Head:
@@ -258,16 +277,36 @@ class _Head:
     :param n_envs: Number of environments
     """
 
+    #: Whether finite parameters may give an action that is not finite
+    may_overflow = False
+
     def __init__(self, policy: ActorCriticPolicy, n_envs: int):
-        assert isinstance(policy.action_net, nn.Linear)
-        self.shape = (n_envs, policy.action_net.out_features)
-        self._next_noise = 0
-        self._noise = np.empty((0, *self.shape), np.float32)
+        self._action_shape = (n_envs, *(policy.action_space.shape or ()))
 
     def start_rollout(self, policy: ActorCriticPolicy) -> None:
         """
         :param policy: The policy, for the parameters of the distribution that are not outputs of the network
         """
+
+    def sample(self, outputs: np.ndarray, latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """
+        :param outputs: Outputs of the policy network, shape ``(n_envs, n_outputs)``
+        :param latent: What its last layer was given, shape ``(n_envs, latent_dim)``
+        :param rng: Source of randomness
+        :return: Actions
+        """
+        raise NotImplementedError()
+
+
+class _NoiseHead(_Head):
+    """One whose noise is independent of the outputs, and drawn ahead."""
+
+    def __init__(self, policy: ActorCriticPolicy, n_envs: int):
+        super().__init__(policy, n_envs)
+        assert isinstance(policy.action_net, nn.Linear)
+        self.shape = (n_envs, policy.action_net.out_features)
+        self._next_noise = 0
+        self._noise = np.empty((0, *self.shape), np.float32)
 
     def noise(self, rng: np.random.Generator) -> np.ndarray:
         """
@@ -287,17 +326,8 @@ class _Head:
         """
         raise NotImplementedError()
 
-    def sample(self, outputs: np.ndarray, latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """
-        :param outputs: Outputs of the policy network, shape ``(n_envs, n_outputs)``
-        :param latent: What its last layer was given, shape ``(n_envs, latent_dim)``
-        :param rng: Source of randomness
-        :return: Actions
-        """
-        raise NotImplementedError()
 
-
-class _CategoricalHead(_Head):
+class _CategoricalHead(_NoiseHead):
     """The largest of the logits with Gumbel noise (Gumbel, 1954)."""
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -322,7 +352,7 @@ class _MultiCategoricalHead(_CategoricalHead):
         return actions
 
 
-class _BernoulliHead(_Head):
+class _BernoulliHead(_NoiseHead):
     """A logit above logistic noise."""
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -332,11 +362,7 @@ class _BernoulliHead(_Head):
         return (outputs > self.noise(rng)).astype(np.float32)
 
 
-class _GaussianHead(_Head):
-    def __init__(self, policy: ActorCriticPolicy, n_envs: int):
-        super().__init__(policy, n_envs)
-        self._action_shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
-
+class _GaussianHead(_NoiseHead):
     def start_rollout(self, policy: ActorCriticPolicy) -> None:
         self._log_std = policy.log_std.detach().numpy()
         if not np.isfinite(np.exp(self._log_std)).all():
@@ -355,24 +381,23 @@ class _StateDependentNoiseHead(_Head):
     the policy has drawn last, with PyTorch's generator.
     """
 
-    def __init__(self, policy: ActorCriticPolicy, n_envs: int):
-        super().__init__(policy, n_envs)
-        self._action_shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
+    may_overflow = True
 
     def start_rollout(self, policy: ActorCriticPolicy) -> None:
-        assert isinstance(policy.action_dist, StateDependentNoiseDistribution)
-        self._distribution = policy.action_dist
+        self._policy = policy
 
     def sample(self, outputs: np.ndarray, latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        matrices = self._distribution.exploration_matrices.detach().numpy()
-        if len(latent) == 1 or len(latent) != len(matrices):  # SB3's rule
-            noise = latent @ self._distribution.exploration_mat.detach().numpy()
-        else:
-            noise = np.matmul(latent[:, None], matrices)[:, 0]
-        if not surely_finite(noise):
-            raise ValueError(f"The exploration noise of the policy must be finite, got {noise}.")
-        actions = outputs + noise
-        if self._distribution.bijector is not None:
+        distribution = self._policy.action_dist
+        assert isinstance(distribution, StateDependentNoiseDistribution)
+        matrices = distribution.exploration_matrices.detach().numpy()
+        with np.errstate(invalid="ignore", over="ignore"):
+            # As its `get_noise` has it
+            if len(latent) == 1 or len(latent) != len(matrices):
+                noise = latent @ distribution.exploration_mat.detach().numpy()
+            else:
+                noise = np.matmul(latent[:, None], matrices)[:, 0]
+            actions = outputs + noise
+        if distribution.bijector is not None:
             np.tanh(actions, actions)
         return actions.reshape(self._action_shape)
 

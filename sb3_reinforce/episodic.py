@@ -131,7 +131,7 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
         if self._action_rng is None:
             # Without a seed of its own the model follows PyTorch's generator, as SB3's policies do
             self._action_rng = np.random.default_rng(int(th.randint(2**31, (1,))))
-        if self._sampler is None or self._sampler.policy is not self.policy:
+        if self._sampler is None or not self._sampler.is_current(self.policy):
             self._sampler = make_sampler(self.policy, env.num_envs, self._action_rng)
         self._sampler.start_rollout()
         if self.use_sde:

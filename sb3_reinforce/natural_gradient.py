@@ -11,9 +11,9 @@ for the conjugate gradient method and the step's size (without that paper's surr
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch as th
 from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
@@ -30,8 +30,8 @@ from sb3_reinforce.policies import dummy_batch, has_sb3_forward
 SOLVER_NORM = 1e6
 #: The solver stops where the residual is so much smaller than the right-hand side
 RESIDUAL_TOLERANCE = 1e-5
-#: A step is far too long from so many times its target on, and from so large a divergence on
-OVERSHOOT, LEAST_OVERSHOOT = 10.0, 0.1
+#: From so many times its target on a step's divergence is worth a warning, and from so large a one on
+OVERSHOOT, LEAST_OVERSHOOT = 10.0, 1e-3
 
 
 class NoDirectionError(ValueError):
@@ -43,6 +43,25 @@ class NoDirectionError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(message)
+
+
+class NaturalStep(NamedTuple):
+    """
+    What a step has come to.
+
+    :param gradient_norm: Norm of the gradient
+    :param divergence: KL divergence of the policy from what it was before, averaged over the timesteps
+    """
+
+    gradient_norm: float
+    divergence: float
+
+    def overshot(self, target_kl: float) -> bool:
+        """
+        :param target_kl: What the divergence was to be, to second order
+        :return: Whether that did not reach far enough
+        """
+        return self.divergence > max(OVERSHOOT * target_kl, LEAST_OVERSHOOT)
 
 
 class Fisher:
@@ -198,7 +217,7 @@ def natural_step(
     cg_damping: float,
     sub_sampling_factor: int,
     workers: Workers = ALONE,
-) -> float:
+) -> NaturalStep:
     r"""
     Descend a loss along its natural gradient (Kakade, 2001): :math:`\theta \leftarrow \theta - \alpha F^{-1} g`.
 
@@ -213,7 +232,7 @@ def natural_step(
     :param sub_sampling_factor: The equations are solved with the Fisher information of every so many timesteps, counted along
         the batch
     :param workers: The workers, each of which has a part of the batch and the gradient of all of it
-    :return: Norm of the gradient
+    :return: Norm of the gradient, and how far the step went
     :raises NoDirectionError: If the gradient is zero, or the policy does not change along it
     :raises ValueError: If the gradient or the step is not finite. In both cases the weights are then as they were
     """
@@ -230,11 +249,30 @@ def natural_step(
     if sub_sampling_factor > 1:  # how far the policy moves is a matter of all timesteps
         fisher = Fisher(policy, observations, actions, fisher.parameters, workers)
     step = scaled_step(fisher, direction, target_kl)
+    before = _laws_as_it_acts(policy, observations, actions)
     with th.no_grad():
         sizes = [parameter.numel() for parameter in fisher.parameters]
         for parameter, part in zip(fisher.parameters, step.split(sizes), strict=True):
             parameter.sub_(part.view_as(parameter))
-    return norm
+    after = _laws_as_it_acts(policy, observations, actions)
+    pairs = zip(before, after, strict=True)
+    total = th.tensor([sum(float(th.distributions.kl_divergence(old, new).sum()) for old, new in pairs)])
+    workers.add_up([total])
+    return NaturalStep(norm, float(total) / fisher.n_timesteps)
+
+
+def _laws_as_it_acts(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> list[Distribution]:
+    """The distributions of all timesteps' actions, without dropout and the like."""
+    was_training = policy.training
+    policy.set_training_mode(False)
+    with th.no_grad():
+        laws = [
+            _detached(law)
+            for rows in pieces(observations, len(actions))
+            for law in _action_laws(policy, take(observations, rows), actions[rows])
+        ]
+    policy.set_training_mode(was_training)
+    return laws
 
 
 def solve(product: Callable[[th.Tensor], th.Tensor], gradient: th.Tensor, cg_max_steps: int, cg_damping: float) -> th.Tensor:
@@ -283,26 +321,6 @@ def scaled_step(product: Callable[[th.Tensor], th.Tensor], direction: th.Tensor,
     if not step.isfinite().all():
         raise ValueError("The natural gradient needs a finite direction, got a step with NaN or infinity.")
     return step
-
-
-def warn_of_overshoot(approx_kl: float, target_kl: float) -> bool:
-    """
-    Warn of a step that went much further than it was to go.
-
-    :param approx_kl: The KL divergence of the update, measured after it
-    :param target_kl: What it was to be
-    :return: Whether there was something to warn of
-    """
-    if approx_kl <= max(OVERSHOOT * target_kl, LEAST_OVERSHOOT):
-        return False
-    warnings.warn(
-        f"The update moved the policy by a KL divergence of about {approx_kl:.3g}, and `target_kl` is {target_kl:.3g}: a "
-        "natural step is measured to second order, which does not reach far where the policy is all but deterministic (a "
-        "small `ent_coef` keeps it from that) or `cg_damping` is tiny. `train/approx_kl` shows further updates like this one.",
-        UserWarning,
-        stacklevel=3,
-    )
-    return True
 
 
 @contextmanager

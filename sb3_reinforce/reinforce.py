@@ -33,7 +33,7 @@ from sb3_reinforce.estimator import (
     log_prob_weights,
     trainable,
 )
-from sb3_reinforce.natural_gradient import NoDirectionError, check_advantages, check_policy, natural_step, warn_of_overshoot
+from sb3_reinforce.natural_gradient import NaturalStep, NoDirectionError, check_advantages, check_policy, natural_step
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, group_parameters
 
 #: Large steps at first, and hardly any by the end, so that what was learned is not lost again in the noise of an update
@@ -341,8 +341,7 @@ class REINFORCE(EpisodicAlgorithm):
             # With vf_coef=0 the critic is left to its own passes: not even its momentum moves it here
             joint = value_parameters if self.vf_coef > 0 else []
             if self.natural_gradient and actor_parameters:
-                target_kl = self._present_target_kl()
-                grad_norm = self._natural_step(gradients, batch, actions, actor_parameters, target_kl)
+                grad_norm = self._natural_step(gradients, batch, actions, actor_parameters)
                 # The optimizer moves what the critic's loss reaches, and passes by parameters without a gradient
                 gradient_step(self.policy.optimizer, gradients._replace(actor=[]), [], joint, self.max_grad_norm)
             else:
@@ -362,16 +361,8 @@ class REINFORCE(EpisodicAlgorithm):
             approx_kl = check_update(self.policy, batch.observations, actions, gradients.log_probs, self._workers)
             self._workers.share_buffers(self.policy)
 
-        if self.natural_gradient and actor_parameters:
-            self._warned_of_overshoot = self._warned_of_overshoot or warn_of_overshoot(approx_kl, target_kl)
         self._n_updates += 1
         self._record_update(gradients, grad_norm, approx_kl)
-
-    def _present_target_kl(self) -> float:
-        target_kl = self.target_kl(self._current_progress_remaining) if callable(self.target_kl) else float(self.target_kl)
-        checks.check_number("target_kl", target_kl, 0)  # a schedule may end at zero
-        self.logger.record("train/target_kl", target_kl)
-        return target_kl
 
     def _natural_step(
         self,
@@ -379,13 +370,16 @@ class REINFORCE(EpisodicAlgorithm):
         batch: EpisodeRolloutBufferSamples | RolloutBufferSamples,
         actions: th.Tensor,
         actor_parameters: list[th.nn.Parameter],
-        target_kl: float,
     ) -> float:
         """Move the actor along its natural gradient, if it has a direction; returns the norm of the gradient."""
+        target_kl = self.target_kl(self._current_progress_remaining) if callable(self.target_kl) else float(self.target_kl)
+        checks.check_number("target_kl", target_kl, 0)  # a schedule may end at zero
+        self.logger.record("train/target_kl", target_kl)
+        step = NaturalStep(0.0, 0.0)
         try:
             # Also with an entropy bonus, however small: for that alone no step is worth its full length
             check_advantages(batch.advantages, batch.returns, self.normalize_advantage, self._workers)
-            return natural_step(
+            step = natural_step(
                 self.policy,
                 gradients.actor,
                 actor_parameters,
@@ -402,7 +396,18 @@ class REINFORCE(EpisodicAlgorithm):
             if not self._warned_of_direction:
                 warnings.warn(f"{error} No natural step is made in such updates.", UserWarning, stacklevel=2)
                 self._warned_of_direction = True
-            return 0.0
+        self.logger.record("train/kl_divergence", step.divergence)
+        if step.overshot(target_kl) and not self._warned_of_overshoot:
+            warnings.warn(
+                f"A natural step moved the policy by a KL divergence of {step.divergence:.3g}, with `target_kl` at "
+                f"{target_kl:.3g}: its length is measured to second order, which does not reach far enough here. A smaller "
+                "`target_kl` or a larger `cg_damping` makes it hold, or, where the policy is all but deterministic, a small "
+                "`ent_coef`. `train/kl_divergence` shows all steps.",
+                UserWarning,
+                stacklevel=2,
+            )
+            self._warned_of_overshoot = True
+        return step.gradient_norm
 
     def _record_update(self, gradients: Gradients, grad_norm: float, approx_kl: float) -> None:
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -459,4 +464,5 @@ class REINFORCE(EpisodicAlgorithm):
         return super().load(path, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_actor_parameters", "_value_parameters", "critic_lr_schedule"]
+        own = ["_actor_parameters", "_value_parameters", "critic_lr_schedule", "_warned_of_direction", "_warned_of_overshoot"]
+        return [*super()._excluded_save_params(), *own]

@@ -268,14 +268,32 @@ def test_state_dependent_noise_is_that_of_the_policys_matrices(
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-2
 
 
+class FreshNoise(ActorCriticPolicy):
+    """Has another distribution each time that noise is drawn."""
+
+    def reset_noise(self, n_envs: int = 1) -> None:
+        self.action_dist = copy.copy(self.action_dist)
+        super().reset_noise(n_envs)
+
+
+def test_state_dependent_noise_is_that_of_the_policys_present_distribution() -> None:
+    policy = make_policy(BOX, GAUSSIAN, FreshNoise, scale=0.4, use_sde=True)
+    sampler, obs = fast_sampler(policy, 2), draw_observations(BOX, 2)
+    policy.reset_noise(2)
+    with th.no_grad():
+        expected = policy(th.as_tensor(obs))[0].numpy()
+    np.testing.assert_allclose(sampler.sample(obs, lambda env_id: 0)[0], expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
 def test_state_dependent_noise_that_is_not_finite_is_not_played() -> None:
     policy = make_policy(BOX, GAUSSIAN, use_sde=True)
     sampler = fast_sampler(policy, 2)
     with th.no_grad():
         policy.log_std.fill_(200.0)
     policy.reset_noise(2)
-    with pytest.raises(ValueError, match=r"The exploration noise of the policy must be finite, got .*(inf|nan)"):
-        sampler.sample(draw_observations(BOX, 2), lambda env_id: 0)
+    with pytest.raises(ValueError, match=r"The action must be finite, got .*(inf|nan) in environment 0 at timestep 7 of its"):
+        sampler.sample(draw_observations(BOX, 2), lambda env_id: 7)
 
 
 def test_discrete_samples_are_independent_from_step_to_step_and_between_environments() -> None:
@@ -452,6 +470,41 @@ def test_parameters_that_are_set_between_two_runs_are_acted_on() -> None:
         assert callback.agreed == [True]
 
 
+class Exchanging(BaseCallback):
+    """Puts another last layer into the policy, or a hook on the present one, before the second rollout."""
+
+    def __init__(self, hook: bool):
+        super().__init__()
+        self.hook, self.n_rollouts = hook, 0
+
+    def _on_rollout_start(self) -> None:
+        self.n_rollouts += 1
+        policy = self.model.policy
+        if self.n_rollouts == 2 and self.hook:
+            policy.action_net.register_forward_hook(lambda module, args, output: output + 50.0)  # type: ignore[union-attr]
+        elif self.n_rollouts == 2:
+            policy.action_net = th.nn.Linear(8, 2)
+            th.nn.init.constant_(policy.action_net.bias, 50.0)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        assert isinstance(self.model, REINFORCE)
+        self.actions = np.array(self.model.rollout_buffer.actions)
+
+
+@pytest.mark.parametrize("hook", [False, True])
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_layers_that_are_exchanged_or_hooked_between_two_rollouts_are_acted_on(use_sde: bool, hook: bool) -> None:
+    env = Scripted((5,), BOX, GAUSSIAN, reward=float)
+    kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}, "use_sde": use_sde}
+    model = REINFORCE("MlpPolicy", env, n_steps=20, seed=0, device="cpu", **kwargs)
+    callback = Exchanging(hook)
+    model.learn(40, callback)
+    assert callback.n_rollouts == 2 and np.abs(callback.actions - 50.0).max() < 10.0
+
+
 # What is not understood
 
 
@@ -593,6 +646,14 @@ def test_patched_methods_of_a_policy_are_left_to_the_policy() -> None:
         policy = make_policy(BOX, CHOICE)
         setattr(policy, method, getattr(policy, method))
         assert type(make_sampler(policy, 2, np.random.default_rng())) is PolicySampler, method
+
+
+@pytest.mark.parametrize("method", ["sample", "get_noise", "proba_distribution", "log_prob"])
+def test_patched_methods_of_a_distribution_are_left_to_the_policy(method: str) -> None:
+    policy = make_policy(BOX, GAUSSIAN, use_sde=True)
+    assert type(make_sampler(policy, 2, np.random.default_rng())) is NumpySampler
+    setattr(policy.action_dist, method, getattr(policy.action_dist, method))
+    assert type(make_sampler(policy, 2, np.random.default_rng())) is PolicySampler
 
 
 def test_a_patched_actor_of_the_network_is_left_to_the_policy() -> None:

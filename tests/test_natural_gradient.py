@@ -7,7 +7,6 @@ information of each head by its formula, and a dense solver.
 
 import copy
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -554,30 +553,75 @@ def test_the_policy_moves_again_when_there_is_something_to_learn() -> None:
     assert moved(model).any()
 
 
-def test_a_step_from_an_all_but_deterministic_policy_is_warned_of_once() -> None:
-    """To second order hardly anything moves such a policy, so that steps are huge."""
+def certain(**kwargs: Any) -> Watched:
+    """A model that is all but sure to do the wrong thing: to second order hardly anything moves it, so that steps are huge."""
     env = vec(Scripted((7,), VECTOR, reward=lambda _: -1.0))
-    model = make(env, baseline=None, normalize_advantage=False, target_kl=0.02, policy_kwargs={"net_arch": []})
-    certain = copy.deepcopy(model.policy.state_dict())
-    certain["action_net.bias"][:] = th.tensor([0.0, 12.0])
-    model.policy.load_state_dict(certain)
-    with pytest.warns(UserWarning, match="by a KL divergence of about .*, and `target_kl` is 0.02") as caught:
-        model.learn(1)
-    assert model.logger.name_to_value["train/approx_kl"] > 0.2
-    with warnings.catch_warnings(record=True) as later:
-        warnings.simplefilter("always")
-        model.policy.load_state_dict(certain)
-        model.learn(1, reset_num_timesteps=False)
-    assert model.logger.name_to_value["train/approx_kl"] > 0.2
-    assert sum("KL divergence" in str(warning.message) for warning in [*caught, *later]) == 1
+    model = make(env, baseline=None, normalize_advantage=False, target_kl=0.02, **kwargs)
+    with th.no_grad():
+        model.policy.action_net.bias[:] = th.tensor([0.0, 12.0])  # type: ignore[index, union-attr]
+    return model
+
+
+def test_a_step_far_beyond_its_target_is_warned_of_once(tmp_path: Any) -> None:
+    model = certain(policy_kwargs={"net_arch": []})
+    weights = copy.deepcopy(model.policy.state_dict())
+    with pytest.warns(UserWarning, match="by a KL divergence of .*, with `target_kl` at 0.02") as caught:
+        for _ in range(2):
+            model.policy.load_state_dict(weights)
+            model.learn(1)
+            assert model.logger.name_to_value["train/kl_divergence"] > 0.2
+    assert sum("KL divergence" in str(warning.message) for warning in caught) == 1
+    model.policy.load_state_dict(weights)
+    model.save(tmp_path / "model")
+    with pytest.warns(UserWarning, match="by a KL divergence of"):
+        REINFORCE.load(tmp_path / "model", model.env, device="cpu").learn(1)
 
 
 @pytest.mark.parametrize("target_kl", [1e-4, 0.02, 0.3])
-def test_steps_of_about_the_target_are_not_warned_of(target_kl: float) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model = make(episodes(ACTIONS["discrete"], n_envs=2), target_kl=target_kl).learn(200)
-    assert 0 < model.logger.name_to_value["train/approx_kl"] < 5 * target_kl
+@pytest.mark.parametrize("name", ACTIONS)
+@pytest.mark.filterwarnings("error")
+def test_steps_of_about_the_target_are_not_warned_of(name: str, target_kl: float) -> None:
+    model = make(episodes(ACTIONS[name], n_envs=2), target_kl=target_kl).learn(100)
+    assert 0 < model.logger.name_to_value["train/kl_divergence"] < 5 * target_kl
+
+
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_steps_with_gsde_are_not_warned_of(squash: bool) -> None:
+    """Whose log-probabilities make a noisy estimate of the divergence: a few matrices are the noise of all timesteps."""
+    kwargs = {"squash_output": squash}
+    model = make(episodes(ACTIONS["box"]), use_sde=True, cg_damping=1.0, normalize_advantage=False, policy_kwargs=kwargs)
+    for _ in range(10):
+        model.learn(32)
+        assert 0 < model.logger.name_to_value["train/kl_divergence"] < 5 * 0.01
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_dropout_and_the_critic_move_is_not_warned_of() -> None:
+    kwargs = {"features_extractor_class": Dropping, "optimizer_class": th.optim.SGD}
+    model = make(episodes(ACTIONS["discrete"]), target_kl=lambda _: 0.0, learning_rate=0.1, policy_kwargs=kwargs).learn(100)
+    assert model.logger.name_to_value["train/kl_divergence"] == 0.0
+    assert model.logger.name_to_value["train/approx_kl"] > 0.0
+
+
+@pytest.mark.parametrize("sub_sampling_factor", [1, 3])
+@pytest.mark.parametrize("name", ACTIONS)
+def test_the_divergence_that_is_logged_is_that_of_the_step(
+    name: str, sub_sampling_factor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimator, "MAX_TIMESTEPS", 7)
+    model = make(episodes(ACTIONS[name], n_envs=2), learn=1, target_kl=0.3, sub_sampling_factor=sub_sampling_factor)
+    with th.no_grad():
+        assert model.logger.name_to_value["train/kl_divergence"] == pytest.approx(divergence(model), rel=1e-3)
+
+
+class Dropping(BaseFeaturesExtractor):
+    def __init__(self, observation_space: spaces.Space):
+        super().__init__(observation_space, 3)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.dropout(observations)
 
 
 class Attentive(BaseFeaturesExtractor):
