@@ -120,7 +120,7 @@ class NumpySampler(PolicySampler):
         self._linears = [layer for layer in self._modules if isinstance(layer, nn.Linear)]
         self._layers: list[tuple[np.ndarray, np.ndarray, np.ndarray, Activation | None]] = []
         self._buffers = [np.empty((n_envs, layer.out_features), np.float32) for layer in self._linears]
-        self._activations = [_bind(layer) for layer in policy.mlp_extractor.policy_net if not isinstance(layer, nn.Linear)]
+        self._activations = [_bind(layer) for layer in self._modules if not isinstance(layer, nn.Linear)]
         self._head = _make_head(policy, n_envs)
 
     def is_current(self, policy: ActorCriticPolicy) -> bool:

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_reinforce.distributed import ALONE, Workers
 from sb3_reinforce.estimator import pieces, take
-from sb3_reinforce.policies import dummy_batch, has_sb3_forward
+from sb3_reinforce.policies import dummy_batch, evaluation_mode, has_sb3_forward
 
 #: Norm of the right-hand side that the solver gets. It starts from noise of 1e-4, which has to vanish against the solution
 SOLVER_NORM = 1e6
@@ -167,11 +167,9 @@ def check_policy(policy: ActorCriticPolicy) -> None:
     :param policy: The policy
     :raises ValueError: If the KL divergence between its distributions is not known
     """
-    was_training = policy.training
-    policy.set_training_mode(False)
     observations, actions = dummy_batch(policy)
     try:
-        with th.no_grad():
+        with evaluation_mode(policy), th.no_grad():
             for law in _action_laws(policy, observations, actions):
                 th.distributions.kl_divergence(law, law)
     except NotImplementedError as error:
@@ -179,8 +177,6 @@ def check_policy(policy: ActorCriticPolicy) -> None:
             "`natural_gradient=True` needs a distribution with a KL divergence in `torch.distributions`, "
             f"got {type(law).__name__} of {type(policy).__name__}."
         ) from error
-    finally:
-        policy.set_training_mode(was_training)
 
 
 def check_advantages(advantages: th.Tensor, returns: th.Tensor, normalize_advantage: bool, workers: Workers = ALONE) -> None:
@@ -263,16 +259,12 @@ def natural_step(
 
 def _laws_as_it_acts(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> list[Distribution]:
     """The distributions of all timesteps' actions, without dropout and the like."""
-    was_training = policy.training
-    policy.set_training_mode(False)
-    with th.no_grad():
-        laws = [
+    with evaluation_mode(policy), th.no_grad():
+        return [
             _detached(law)
             for rows in pieces(observations, len(actions))
             for law in _action_laws(policy, take(observations, rows), actions[rows])
         ]
-    policy.set_training_mode(was_training)
-    return laws
 
 
 def solve(product: Callable[[th.Tensor], th.Tensor], gradient: th.Tensor, cg_max_steps: int, cg_damping: float) -> th.Tensor:

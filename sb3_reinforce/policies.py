@@ -1,5 +1,8 @@
 """The policies of REINFORCE: SB3's actor-critic policies, of which a baseline without a critic uses the actor alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -48,6 +51,21 @@ def has_own_forward(module: th.nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
+@contextmanager
+def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
+    """
+    Without dropout and the like for a while, as when it acts.
+
+    :param policy: The policy, which is back in its own mode afterwards, errors or not
+    """
+    was_training = policy.training
+    policy.set_training_mode(False)
+    try:
+        yield
+    finally:
+        policy.set_training_mode(was_training)
+
+
 def split_parameters(policy: ActorCriticPolicy) -> tuple[set[th.nn.Parameter], set[th.nn.Parameter]]:
     """
     Which parameters the two outputs of a policy depend on. For a policy with methods of its own they are read off the graph
@@ -62,16 +80,13 @@ def split_parameters(policy: ActorCriticPolicy) -> tuple[set[th.nn.Parameter], s
         actor, value = ({p for m in modules for p in m.parameters()} for modules in (actor_modules, value_modules))
         return actor | {p for p in policy.parameters() if p not in value}, value
     observation, action = dummy_batch(policy)
-    was_training = policy.training
-    policy.set_training_mode(False)
     frozen = [parameter for parameter in policy.parameters() if not parameter.requires_grad]
     for parameter in frozen:  # it may be trained one day
         parameter.requires_grad_(True)
-    with th.enable_grad():
+    with evaluation_mode(policy), th.enable_grad():
         values, log_prob, entropy = policy.evaluate_actions(observation, action)
         actor_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
         actor, value = _reached_by(actor_output, policy), _reached_by(values.sum(), policy)
-    policy.set_training_mode(was_training)
     for parameter in frozen:
         parameter.requires_grad_(False)
     with th.no_grad():  # leaves no graph behind in the policy's distribution

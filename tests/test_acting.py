@@ -481,7 +481,7 @@ class Exchanging(BaseCallback):
         self.n_rollouts += 1
         policy = self.model.policy
         if self.n_rollouts == 2 and self.hook:
-            policy.action_net.register_forward_hook(lambda module, args, output: output + 50.0)  # type: ignore[union-attr]
+            policy.get_submodule("action_net").register_forward_hook(lambda module, args, output: output + 50.0)
         elif self.n_rollouts == 2:
             policy.action_net = th.nn.Linear(8, 2)
             th.nn.init.constant_(policy.action_net.bias, 50.0)

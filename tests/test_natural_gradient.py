@@ -558,7 +558,7 @@ def certain(**kwargs: Any) -> Watched:
     env = vec(Scripted((7,), VECTOR, reward=lambda _: -1.0))
     model = make(env, baseline=None, normalize_advantage=False, target_kl=0.02, **kwargs)
     with th.no_grad():
-        model.policy.action_net.bias[:] = th.tensor([0.0, 12.0])  # type: ignore[index, union-attr]
+        model.policy.get_parameter("action_net.bias")[:] = th.tensor([0.0, 12.0])
     return model
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -291,7 +292,7 @@ def monitored_as_vector(*envs: gym.Env) -> VecEnv:
 
 
 def in_processes(*envs: gym.Env) -> VecEnv:
-    return SubprocVecEnv([lambda env=env: Monitor(env) for env in envs])  # type: ignore[misc]
+    return SubprocVecEnv([partial(Monitor, env) for env in envs])
 
 
 @pytest.mark.parametrize("make_env", [vec, normalized, monitored_as_vector, in_processes])
@@ -321,8 +322,8 @@ class Shaped(gym.Wrapper):
 
 
 @pytest.mark.parametrize("venv_class", [DummyVecEnv, SubprocVecEnv])
-def test_a_cut_episode_is_the_monitors_and_no_success(venv_class: type[VecEnv]) -> None:
-    env = venv_class([lambda: Shaped(Monitor(Scripted((2, 9)), info_keywords=()))])  # type: ignore[call-arg]
+def test_a_cut_episode_is_the_monitors_and_no_success(venv_class: Callable[..., VecEnv]) -> None:
+    env = venv_class([lambda: Shaped(Monitor(Scripted((2, 9)), info_keywords=()))])
     model = make(env, n_episodes=2, horizon=5)
     with pytest.warns(UserWarning, match="`horizon`"):
         model.learn(1)
