@@ -58,7 +58,7 @@ import yaml
 from gymnasium.envs.registration import WrapperSpec
 
 RESULTS = Path(__file__).parent / "results"
-ALGOS = ("reinforce", "reinforce_mc", "a2c", "ppo", "trpo")
+ALGOS = ("reinforce", "reinforce_mc", "ppo", "a2c", "trpo")
 CLASSIC = {
     "CartPole-v1": 100_000,
     "Acrobot-v1": 200_000,
@@ -77,7 +77,14 @@ MUJOCO = {
     "HalfCheetah-v5": 1_000_000,
 }
 #: Run only where `--envs` asks for them
-FURTHER = {"Ant-v5": 1_000_000, "Humanoid-v5": 1_000_000, "DelayedLunarLander-v3": 500_000, "DelayedHopper-v5": 500_000}
+FURTHER_MUJOCO = {"Ant-v5": 1_000_000, "Humanoid-v5": 1_000_000}
+FURTHER = {
+    "MountainCar-v0": 300_000,
+    "BipedalWalker-v3": 1_000_000,
+    **FURTHER_MUJOCO,
+    "DelayedLunarLander-v3": 500_000,
+    "DelayedHopper-v5": 500_000,
+}
 BUDGETS = CLASSIC | MUJOCO | FURTHER
 DELAYED = "Delayed"
 N_ROWS = 200
@@ -392,7 +399,7 @@ def train(run: Run) -> None:
         except BlockingIOError:
             sys.exit(BUSY)
         if run.path.exists():  # since a moment ago
-            run.partial.unlink()
+            run.partial.unlink(missing_ok=True)
             return
         file.truncate(0)
         import torch as th
@@ -540,7 +547,7 @@ class Runner:
     def _launch(self, run: Run) -> "subprocess.Popen[bytes]":
         run.log.parent.mkdir(parents=True, exist_ok=True)
         arguments = [run.algo, run.env_id, str(run.seed), str(run.budget), str(run.folder), run.kind]
-        with open(run.log, "wb") as log:
+        with open(run.log, "ab") as log:  # another process may be at this run, and write there
             return subprocess.Popen([sys.executable, __file__, "one", *arguments], stdout=log, stderr=subprocess.STDOUT)
 
     def _report(self, run: Run, status: int) -> None:
@@ -553,7 +560,6 @@ class Runner:
             outcome = f"return {row['return_last_100'] or '-'}, evaluation {row['eval_mean']}"
             outcome += f", {row['timesteps']} steps in {float(row['cpu_seconds']):.0f} s of CPU"
         elif status == BUSY:
-            run.log.unlink(missing_ok=True)
             outcome = "another process is at it"
         else:
             self.failed.append(run)

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from learning import (
-    CLASSIC,
     COLUMNS,
-    DELAYED,
+    FURTHER_MUJOCO,
     MUJOCO,
     N_ROWS,
     SOLVE_ENV,
@@ -419,7 +418,7 @@ def report(folder: Path, docs: Path, env_ids: list[str], algos: list[str]) -> No
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text(text)
     print(text)
-    mujoco = [env_id for env_id in env_ids if env_id not in CLASSIC and not env_id.startswith(DELAYED)]
+    mujoco = [env_id for env_id in env_ids if env_id in MUJOCO | FURTHER_MUJOCO]
     for name, group in (("classic", [env_id for env_id in env_ids if env_id not in mujoco]), ("mujoco", mujoco)):
         for suffix, x in (("", "timesteps"), ("_cpu", "cpu_seconds")):
             if group:

@@ -69,7 +69,9 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     def _allocate(self, n_rows: int) -> dict[str, np.ndarray]:
         # Untouched pages of an empty array take no memory
         rows = {name: np.empty((n_rows, *shape), dtype) for name, (shape, dtype) in self._observation_rows().items()}
-        rows["actions"] = np.empty((n_rows, self.action_dim), self.action_space.dtype)
+        # A Gaussian draws no integers, whatever the space says
+        dtype = np.float32 if isinstance(self.action_space, spaces.Box) else self.action_space.dtype
+        rows["actions"] = np.empty((n_rows, self.action_dim), dtype)
         for name in ("rewards", "episode_starts", "values", "log_probs"):
             rows[name] = np.zeros(n_rows, np.float32)
         return rows
@@ -124,16 +126,28 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.pos = stop
 
     def _write_observations(self, obs: np.ndarray | dict[str, np.ndarray], first: int, stop: int) -> None:
-        rows = self._rows["observations"]  # type: ignore[index]
+        assert isinstance(obs, np.ndarray)
+        rows = self._rows_for("observations", obs.dtype)
         # Discrete observations come without the last axis
-        rows[first:stop] = obs if obs.ndim == rows.ndim else obs.reshape(-1, *self.obs_shape)  # type: ignore[union-attr]
+        rows[first:stop] = obs if obs.ndim == rows.ndim else obs.reshape(-1, *self.obs_shape)
+
+    def _rows_for(self, name: str, dtype: np.dtype) -> np.ndarray:
+        """Room for what arrives, which is not always of the space's type: ``VecNormalize`` makes floats of integers."""
+        assert self._rows is not None
+        rows = self._rows[name]
+        if rows.dtype != dtype and not np.can_cast(dtype, rows.dtype):
+            # Nothing is kept from the last rollout
+            wider = np.empty(rows.shape, dtype if self.pos == 0 else np.result_type(rows, dtype))
+            wider[: self.pos] = rows[: self.pos]
+            self._rows[name] = rows = wider
+        return rows
 
     def _grow(self, n_rows: int) -> None:
         assert self._rows is not None
-        grown = self._allocate(max(n_rows, 2 * len(self._rows["rewards"])))
+        n_rows = max(n_rows, 2 * len(self._rows["rewards"]))
         for name, array in self._rows.items():
-            grown[name][: self.pos] = array[: self.pos]
-        self._rows = grown
+            self._rows[name] = np.zeros((n_rows, *array.shape[1:]), array.dtype)
+            self._rows[name][: self.pos] = array[: self.pos]
 
     def finish(self, episodes: Episodes) -> None:
         """
@@ -248,9 +262,10 @@ class EpisodeDictRolloutBuffer(EpisodeRolloutBuffer, DictRolloutBuffer):  # type
         return {f"observations/{key}": (shape, self.observation_space[key].dtype) for key, shape in self.obs_shape.items()}
 
     def _write_observations(self, obs: np.ndarray | dict[str, np.ndarray], first: int, stop: int) -> None:
-        assert self._rows is not None and isinstance(obs, dict)
+        assert isinstance(obs, dict)
         for key, shape in self.obs_shape.items():
-            self._rows[f"observations/{key}"][first:stop] = obs[key].reshape(-1, *shape)
+            array = obs[key]
+            self._rows_for(f"observations/{key}", array.dtype)[first:stop] = array.reshape(-1, *shape)
 
     def _publish_observations(self, order: slice | np.ndarray) -> None:
         assert self._rows is not None

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
@@ -121,6 +123,18 @@ def constructor_arguments(algorithm: type[OnPolicyAlgorithm]) -> set[str]:
     """
     classes = [base for base in algorithm.__mro__ if issubclass(base, OnPolicyAlgorithm)]
     return {name for base in classes for name in inspect.signature(base).parameters}
+
+
+def check_policy_class(policy: type[BasePolicy]) -> None:
+    """
+    :param policy: The class of the policy
+    :raises ValueError: If it is not one of actor and critic whose actions depend on the observation alone
+    """
+    if not issubclass(policy, ActorCriticPolicy) or issubclass(policy, RecurrentActorCriticPolicy):
+        raise ValueError(
+            "`policy` must be a subclass of SB3's ActorCriticPolicy that is neither recurrent nor maskable, "
+            f"got {policy.__name__}."
+        )
 
 
 def check_names(given: Iterable[str], known: Iterable[str], function: str) -> None:

@@ -5,9 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecMonitor,
+    VecNormalize,
+    unwrap_vec_wrapper,
+)
 
 
 def episode_limits(env: VecEnv) -> list[int | None]:
@@ -52,6 +60,24 @@ def check_resets(env: VecEnv, cuts_expected: bool) -> None:
             "`horizon` that cuts episodes), as each rollout starts from fresh episodes in all of them, "
             f"got {env.num_envs} environment{'s' if env.num_envs > 1 else ''}."
         )
+
+
+def check_statistics(normalizer: VecNormalize | None) -> None:
+    """
+    :param normalizer: What normalizes observations and rewards, if anything does
+    :raises ValueError: If it can only make NaN of them, which one bad number is enough for
+    """
+    if normalizer is None:
+        return
+    of_observations = getattr(normalizer, "obs_rms", {})  # not there with `norm_obs=False`
+    statistics = dict(of_observations) if isinstance(of_observations, dict) else {"observations": of_observations}
+    statistics["rewards"] = normalizer.ret_rms
+    for what, moments in statistics.items():
+        if not (np.isfinite(moments.mean).all() and np.isfinite(moments.var).all()):
+            raise ValueError(
+                f"The statistics of VecNormalize must be finite, got a mean of {moments.mean} and a variance of {moments.var} "
+                f"for {what}: it has seen NaN or infinity, and has to be made or loaded anew."
+            )
 
 
 def info_of_cut_episode(env: VecEnv, env_id: int, length: int, info: dict[str, Any]) -> dict[str, Any]:

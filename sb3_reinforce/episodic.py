@@ -13,7 +13,13 @@ from sb3_reinforce import checks, distributed
 from sb3_reinforce.acting import PolicySampler, make_sampler
 from sb3_reinforce.baselines import BaselineFunction
 from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
-from sb3_reinforce.environments import check_resets, enforces_limits, episode_limits, info_of_cut_episode
+from sb3_reinforce.environments import (
+    check_resets,
+    check_statistics,
+    enforces_limits,
+    episode_limits,
+    info_of_cut_episode,
+)
 from sb3_reinforce.evaluation import evaluate_rollout
 from sb3_reinforce.parallel import DataParallelAlgorithm
 from sb3_reinforce.recording import DEFAULT_HORIZON, CompleteEpisodes, FixedLength, Recorder, check_step
@@ -88,6 +94,7 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
         callback.on_rollout_start()
         sampler = self._start_sampler(env)
         timestep = recorder.timestep
+        check_statistics(self._vec_normalize_env)
         checks.check_finite("observation", self._last_obs, timestep)  # type: ignore[arg-type]
 
         while not recorder.finished:

@@ -160,9 +160,10 @@ class CompleteEpisodes(Recorder):
         if env_id is None:
             return False
         warnings.warn(
-            f"An episode was cut after {self.horizons[env_id]} timesteps and treated as truncated. "
-            "Set `horizon` to the length you want (by default it is the environment's own limit, or 10,000 timesteps where "
-            "it declares none), or learn from fixed-length rollouts with `complete_episodes=False`.",
+            f"An episode was cut after {self.horizons[env_id]} timesteps, at the `horizon`, and treated as truncated: its "
+            "environment is done for the update. If that is not what you want, set another `horizon` (by default it is the "
+            "environment's own limit, or 10,000 timesteps where it declares none), or learn from fixed-length rollouts with "
+            "`complete_episodes=False`.",
             UserWarning,
             stacklevel=2,
         )

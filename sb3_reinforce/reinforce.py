@@ -63,7 +63,7 @@ class REINFORCE(EpisodicAlgorithm):
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0);
         by default it falls linearly from 0.01 to 0.0001 over the run
     :param n_steps: The number of steps to run for each environment per update. With complete episodes it is the least
-        number: each environment then finishes the episode that it is in
+        number: each environment then finishes the episode that it is in (fewer only after a cut at the horizon)
     :param n_episodes: If given, each environment contributes so many episodes per update (fewer only after a cut at the
         horizon), and ``n_steps`` is ignored
     :param batch_size: Minibatch size of the critic's regression
@@ -79,8 +79,9 @@ class REINFORCE(EpisodicAlgorithm):
     :param complete_episodes: ``False``: SB3's rollouts of ``n_steps``, whose unfinished tails are bootstrapped with the
         critic
     :param horizon: The longest episode that is recorded; one that is still running then is treated like a truncated one, and
-        its environment is done for this update. ``None``: the environment's own limit where it declares one, else 10,000.
-        ``rollout/ep_rew_mean`` has what it came to until then. Of no effect with ``complete_episodes=False``
+        its environment is done for this update, also before it has its ``n_steps`` or ``n_episodes``. ``None``: the
+        environment's own limit where it declares one, else 10,000. ``rollout/ep_rew_mean`` has what it came to until then.
+        Of no effect with ``complete_episodes=False``
     :param bootstrap_on_truncation: With the value baseline, an episode that was cut by a time limit ends in
         :math:`\gamma V(s_T)`; ``False``: in nothing (pure finite-horizon Monte Carlo). Without a critic always the latter
     :param discount_state_distribution: Whether to weight the timesteps by :math:`\gamma^t`, as the gradient of the discounted
@@ -97,8 +98,8 @@ class REINFORCE(EpisodicAlgorithm):
     :param critic_learning_rate: A learning rate or schedule for the critic's own parameters; ``None``: ``learning_rate``
     :param natural_gradient: Whether the policy steps along its natural gradient :math:`F^{-1} g` (Kakade, 2001, "A Natural
         Policy Gradient"), with :math:`F` the Fisher information of the batch, and so far that the KL divergence is
-        ``target_kl`` to second order. ``learning_rate`` is then the critic's alone (with what it shares with the actor), and
-        ``max_grad_norm`` too
+        ``target_kl`` to second order. ``learning_rate`` and ``max_grad_norm`` are then the critic's alone. Layers that the
+        critic shares with the actor are the actor's, as in sb3-contrib's TRPO: the value loss does not reach them
     :param target_kl: KL divergence of a natural step, summed over the dimensions of an action, averaged over timesteps;
         it can be a function of the current progress remaining (from 1 to 0)
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
@@ -131,6 +132,7 @@ class REINFORCE(EpisodicAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    _reward_found = False
     _warned_of_direction = False
     _warned_of_overshoot = False
 
@@ -175,6 +177,8 @@ class REINFORCE(EpisodicAlgorithm):
         _init_setup_model: bool = True,
     ):
         checks.check_arguments(locals())
+        if env is None and _init_setup_model:  # `load` comes without
+            raise ValueError("`env` must be an environment or the name of one, got None.")
         super().__init__(
             policy,
             env,
@@ -233,6 +237,7 @@ class REINFORCE(EpisodicAlgorithm):
 
     def _setup_model(self) -> None:
         checks.check_arguments(vars(self))  # `load` sets attributes without the constructor
+        checks.check_policy_class(self.policy_class)
         super()._setup_model()
         self._setup_optimizer()
 
@@ -289,6 +294,7 @@ class REINFORCE(EpisodicAlgorithm):
         self._check_environment(self.env)
         if self.natural_gradient:
             check_policy(self.policy)
+            self._current_target_kl()
         checks.check_buffer(self.rollout_buffer, vars(self))
         self._setup_rollouts(self.env, total_timesteps)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -323,6 +329,9 @@ class REINFORCE(EpisodicAlgorithm):
         actor_parameters = trainable(self._actor_parameters)
         value_parameters = trainable(self._value_parameters) if self.uses_critic else []
         critic_parameters = [p for p in value_parameters if all(p is not shared for shared in self._actor_parameters)]
+        if self.natural_gradient:
+            # The critic's loss would move the policy through the layers that they share, far beyond the divergence
+            value_parameters = critic_parameters
         with all_or_nothing(self.policy):
             gradients = estimate_gradients(
                 self.policy,
@@ -372,12 +381,12 @@ class REINFORCE(EpisodicAlgorithm):
         actor_parameters: list[th.nn.Parameter],
     ) -> float:
         """Move the actor along its natural gradient, if it has a direction; returns the norm of the gradient."""
-        target_kl = self.target_kl(self._current_progress_remaining) if callable(self.target_kl) else float(self.target_kl)
-        checks.check_number("target_kl", target_kl, 0)  # a schedule may end at zero
+        target_kl = self._current_target_kl()
         self.logger.record("train/target_kl", target_kl)
         step = NaturalStep(0.0, 0.0)
         try:
             # Also with an entropy bonus, however small: for that alone no step is worth its full length
+            self._check_reward_found()
             check_advantages(batch.advantages, batch.returns, self.normalize_advantage, self._workers)
             step = natural_step(
                 self.policy,
@@ -409,6 +418,21 @@ class REINFORCE(EpisodicAlgorithm):
             self._warned_of_overshoot = True
         return step.gradient_norm
 
+    def _current_target_kl(self) -> float:
+        target_kl = self.target_kl(self._current_progress_remaining) if callable(self.target_kl) else self.target_kl
+        checks.check_number("target_kl", target_kl, 0)  # a schedule may end at zero
+        return float(target_kl)
+
+    def _check_reward_found(self) -> None:
+        """
+        :raises NoDirectionError: If no reward other than zero has ever been recorded, so that what the critic finds better or
+            worse is its own error
+        """
+        if not self._reward_found:
+            self._reward_found = any(self._workers.gather(bool(np.any(self.rollout_buffer.rewards))))
+        if not self._reward_found:
+            raise NoDirectionError("The natural gradient needs a direction: all rewards so far were zero.")
+
     def _record_update(self, gradients: Gradients, grad_norm: float, approx_kl: float) -> None:
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/entropy_loss", gradients.entropy_loss)
@@ -437,6 +461,8 @@ class REINFORCE(EpisodicAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfREINFORCE:
+        if log_interval is not None:
+            checks.check_positive_int("log_interval", log_interval)
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,

@@ -13,6 +13,8 @@ import pytest
 import torch as th
 from environments import Breaking, Poisoned, Scripted, vec
 from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -365,6 +367,36 @@ def test_normalization_does_not_hide_a_bad_reward() -> None:
     with pytest.raises(ValueError, match="reward must be finite, got nan in environment 1 at timestep 2"):
         model.learn(60)
     assert_same(before, snapshot(model))
+
+
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_a_spoilt_normalization_is_named(what: str) -> None:
+    """What was bad came and went; its mean has stayed."""
+    model = make(VecNormalize(poisoned(what, 7, np.nan)))
+    with pytest.raises(ValueError, match=f"{what} must be finite"):
+        model.learn(60)
+    with pytest.raises(ValueError, match=rf"statistics of VecNormalize must be finite, got .*nan.* for {what}s") as error:
+        model.learn(60, reset_num_timesteps=False)
+    assert_one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize("policy", [RecurrentActorCriticPolicy, MaskableActorCriticPolicy])
+def test_a_policy_that_needs_more_than_the_observation_is_refused(policy: type) -> None:
+    with pytest.raises(ValueError, match=f"neither recurrent nor maskable, got {policy.__name__}"):
+        REINFORCE(policy, vec(Scripted()))
+
+
+def test_a_model_needs_an_environment() -> None:
+    with pytest.raises(ValueError, match="`env` must be an environment or the name of one, got None"):
+        REINFORCE("MlpPolicy", None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("log_interval", [0, -1, 0.5])
+def test_a_log_interval_that_makes_no_sense_is_refused_before_the_first_step(log_interval: Any) -> None:
+    model = make(vec(Scripted()))
+    with pytest.raises(ValueError, match="`log_interval` must be an integer of at least 1"):
+        model.learn(10, log_interval=log_interval)
+    assert model.num_timesteps == 0
 
 
 ACTION_SPACES = [spaces.Discrete(2), CONTINUOUS, spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)]

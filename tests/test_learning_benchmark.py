@@ -1,5 +1,6 @@
 """The benchmark of learning, on tiny budgets: its files, what it skips and repeats, and the arithmetic of its report."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -66,6 +67,30 @@ def test_two_runners_may_come_to_the_same_run(tmp_path: Path) -> None:
         for runner in runners:
             assert "FAILED" not in runner.result()
     assert [path.name for path in (tmp_path / "CartPole-v1").iterdir()] == ["reinforce-0.csv"]
+
+
+def test_a_runner_leaves_the_files_of_another_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "CartPole-v1"
+    folder.mkdir()
+    partial, log = folder / "reinforce-0.csv.partial", folder / "reinforce-0.log"
+    log.write_text("what the other one has to say\n")
+    with open(partial, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("its rows")
+        file.flush()
+        output = benchmark("run", "--algos", "reinforce", *TINY, folder=tmp_path)
+        assert "another process is at it" in output
+        assert partial.read_text() == "its rows" and log.read_text() == "what the other one has to say\n"
+
+
+def test_a_run_that_another_process_ends_in_between_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import learning
+
+    run = learning.Run("reinforce", "CartPole-v1", 0, 100, tmp_path)
+    # Between opening the file and locking it
+    monkeypatch.setattr(learning.fcntl, "flock", lambda *_: run.partial.rename(run.path))
+    learning.train(run)
+    assert run.path.exists() and not run.partial.exists()
 
 
 def test_entries() -> None:

@@ -1,5 +1,6 @@
 """Every space and every policy that SB3 knows."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch as th
 from environments import Scripted, vec
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_reinforce import REINFORCE, CnnPolicy, MlpPolicy, MultiInputPolicy
 
@@ -392,3 +395,47 @@ def test_state_dependent_exploration_needs_continuous_actions() -> None:
 def test_a_box_of_actions_must_be_bounded() -> None:
     with pytest.raises(AssertionError, match="finite lower and upper bound"):
         make("MlpPolicy", Scripted(action_space=spaces.Box(-np.inf, np.inf, (1,))))
+
+
+class Seen(BaseCallback):
+    """Keeps what the policy has acted on, and what it drew."""
+
+    def _on_training_start(self) -> None:
+        self.observations: list[Any] = []
+        self.actions: list[np.ndarray] = []
+
+    def _on_step(self) -> bool:
+        self.observations.append(copy.deepcopy(self.model._last_obs))  # type: ignore[attr-defined]
+        self.actions.append(self.locals["actions"].copy())
+        return True
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int8])
+@pytest.mark.parametrize("is_dict", [False, True])
+def test_what_is_learned_from_is_what_was_acted_on(dtype: type, is_dict: bool) -> None:
+    """Whatever number types the spaces have: ``VecNormalize`` makes fractions of integers, and a Gaussian draws them."""
+    numbers = spaces.Box(0, 100, (3,), dtype)
+    space = spaces.Dict({"numbers": numbers, "others": spaces.Box(-1, 1, (2,))}) if is_dict else numbers
+    actions = spaces.Box(-2, 2, (2,), np.int64)
+    env = VecNormalize(vec(Scripted((40,), space, actions, reward=ramp)), norm_obs_keys=["numbers"] if is_dict else None)
+    model = make("MultiInputPolicy" if is_dict else "MlpPolicy", env, n_steps=8)
+    model.rollout_buffer.buffer_size = 8  # so that it has to grow
+    seen = Seen()
+    model.learn(40, seen)
+    stored = model.rollout_buffer.observations
+    for key in ["numbers", "others"] if is_dict else [None]:
+        expected = np.concatenate([obs if key is None else obs[key] for obs in seen.observations])
+        found = stored if key is None else stored[key]  # type: ignore[index]
+        assert np.array_equal(found, expected) and (key == "others" or (found != np.round(found)).any())
+    drawn = np.concatenate(seen.actions)
+    assert np.array_equal(model.rollout_buffer.actions, drawn) and (drawn != np.round(drawn)).any()
+
+
+def test_the_type_of_the_observations_may_change_between_rollouts() -> None:
+    model = make("MlpPolicy", vec(Scripted((9,), spaces.Box(0, 100, (3,), np.int64), reward=ramp)), n_steps=8)
+    model.learn(9)
+    assert model.rollout_buffer.observations.dtype == np.int64  # type: ignore[union-attr]
+    model.set_env(VecNormalize(vec(Scripted((9,), spaces.Box(0, 100, (3,), np.int64), reward=ramp))))
+    seen = Seen()
+    model.learn(9, seen, reset_num_timesteps=False)
+    assert np.array_equal(model.rollout_buffer.observations, np.concatenate(seen.observations))
