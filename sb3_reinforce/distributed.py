@@ -502,10 +502,12 @@ def join(device: th.device) -> Workers:
         with _lost_workers_named():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if own_gpu else "gloo",
-                store=dist.PrefixStore(f"sb3_reinforce/group/{_generation[0]}", _job["store"]),
+                # Never a name again, under which the store has the addresses of a group that was left
+                store=dist.PrefixStore(f"sb3_reinforce/group/{_generation[0]}/{_n_groups[0]}", _job["store"]),
                 rank=_job["rank"],
                 world_size=_job["size"],
             )
+        _n_groups[0] += 1
     backend = dist.get_backend_config()
     if "gloo" not in backend:
         raise ValueError(f"The process group must have gloo for the CPU ('gloo' or 'cpu:gloo,cuda:nccl'), got {backend!r}.")
@@ -516,6 +518,8 @@ def join(device: th.device) -> Workers:
 _job: dict[str, Any] = {}
 #: Models without a seed are told apart by their number
 _n_unseeded = count()
+#: How many process groups have been joined
+_n_groups = [0]
 #: How often the workers have parted after a failure: they meet again under another name
 _generation = [0]
 

@@ -297,6 +297,7 @@ class REINFORCE(EpisodicAlgorithm):
             self._current_target_kl()
         checks.check_buffer(self.rollout_buffer, vars(self))
         self._setup_rollouts(self.env, total_timesteps)
+        self._reward_found = any(self._workers.gather(self._reward_found))
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def train(self) -> None:

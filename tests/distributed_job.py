@@ -214,6 +214,13 @@ def edges(rank: int, size: int) -> dict[str, Any]:
     model = REINFORCE("MlpPolicy", env, n_episodes=128, device="cpu").learn(1)
     result["mean return"] = float(np.mean([info["r"] for info in model.ep_info_buffer]))
 
+    # Only rank 0 has found a reward before
+    env = DummyVecEnv([lambda: Constant(0)])
+    model = REINFORCE("MlpPolicy", env, n_episodes=2, natural_gradient=True, device="cpu")
+    model._reward_found = rank == 0
+    model.learn(1)
+    result["reward found"] = model._reward_found, weights(model)
+
     # Hardly any timesteps, of very different numbers, in minibatches of one
     env = DummyVecEnv([lambda: Uneven(0, ACTION_SPACES["discrete"])])
     model = REINFORCE("MlpPolicy", env, n_steps=1 + 30 * rank, batch_size=1, device="cpu").learn(1)
@@ -244,9 +251,10 @@ def edges(rank: int, size: int) -> dict[str, Any]:
     model = small_model(rank)
     model.number = rank  # type: ignore[attr-defined]
     model.learn(1)
-    # A process group that has been left
-    th.distributed.destroy_process_group()
-    model.learn(1)
+    # A process group that has been left, so often that one finds the other's old address if it can
+    for _ in range(10):
+        th.distributed.destroy_process_group()
+        model.learn(1)
     result["again"] = weights(model)
     return result
 

@@ -208,6 +208,12 @@ def test_the_log_has_episodes_of_all_workers(edges):
     assert [outcome["mean return"] for outcome in edges] == [0.5, 0.5]
 
 
+def test_what_one_worker_has_found_all_have(edges):
+    (first, first_weights), (second, second_weights) = (outcome["reward found"] for outcome in edges)
+    assert first and second
+    np.testing.assert_array_equal(first_weights, second_weights)
+
+
 def test_minibatches_of_one_timestep_are_steps_of_all_workers(edges):
     first, second = (outcome["minibatches"] for outcome in edges)
     np.testing.assert_array_equal(first["weights"], second["weights"])
