@@ -35,7 +35,14 @@ OVERSHOOT, LEAST_OVERSHOOT = 10.0, 1e-3
 
 
 class NoDirectionError(ValueError):
-    """There is nothing to learn from a batch: every direction is as good as the others."""
+    """
+    There is nothing to learn from a batch: every direction is as good as the others.
+
+    :param message: What shows it
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
 
 
 class NaturalStep(NamedTuple):
