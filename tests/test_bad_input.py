@@ -387,8 +387,9 @@ def test_a_policy_that_needs_more_than_the_observation_is_refused(policy: type) 
 
 
 def test_a_model_needs_an_environment() -> None:
+    nothing: Any = None
     with pytest.raises(ValueError, match="`env` must be an environment or the name of one, got None"):
-        REINFORCE("MlpPolicy", None)  # type: ignore[arg-type]
+        REINFORCE("MlpPolicy", nothing)
 
 
 @pytest.mark.parametrize("log_interval", [0, -1, 0.5])

@@ -405,7 +405,7 @@ class Seen(BaseCallback):
         self.actions: list[np.ndarray] = []
 
     def _on_step(self) -> bool:
-        self.observations.append(copy.deepcopy(self.model._last_obs))  # type: ignore[attr-defined]
+        self.observations.append(copy.deepcopy(self.locals["self"]._last_obs))
         self.actions.append(self.locals["actions"].copy())
         return True
 
@@ -422,10 +422,10 @@ def test_what_is_learned_from_is_what_was_acted_on(dtype: type, is_dict: bool) -
     model.rollout_buffer.buffer_size = 8  # so that it has to grow
     seen = Seen()
     model.learn(40, seen)
-    stored = model.rollout_buffer.observations
+    stored: Any = model.rollout_buffer.observations
     for key in ["numbers", "others"] if is_dict else [None]:
         expected = np.concatenate([obs if key is None else obs[key] for obs in seen.observations])
-        found = stored if key is None else stored[key]  # type: ignore[index]
+        found = stored if key is None else stored[key]
         assert np.array_equal(found, expected) and (key == "others" or (found != np.round(found)).any())
     drawn = np.concatenate(seen.actions)
     assert np.array_equal(model.rollout_buffer.actions, drawn) and (drawn != np.round(drawn)).any()
@@ -434,7 +434,8 @@ def test_what_is_learned_from_is_what_was_acted_on(dtype: type, is_dict: bool) -
 def test_the_type_of_the_observations_may_change_between_rollouts() -> None:
     model = make("MlpPolicy", vec(Scripted((9,), spaces.Box(0, 100, (3,), np.int64), reward=ramp)), n_steps=8)
     model.learn(9)
-    assert model.rollout_buffer.observations.dtype == np.int64  # type: ignore[union-attr]
+    stored: Any = model.rollout_buffer.observations
+    assert stored.dtype == np.int64
     model.set_env(VecNormalize(vec(Scripted((9,), spaces.Box(0, 100, (3,), np.int64), reward=ramp))))
     seen = Seen()
     model.learn(9, seen, reset_num_timesteps=False)
