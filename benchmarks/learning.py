@@ -77,15 +77,11 @@ MUJOCO = {
     "HalfCheetah-v5": 1_000_000,
 }
 #: Run only where `--envs` asks for them
+FURTHER_CLASSIC = {"MountainCar-v0": 300_000, "BipedalWalker-v3": 1_000_000}
 FURTHER_MUJOCO = {"Ant-v5": 1_000_000, "Humanoid-v5": 1_000_000}
-FURTHER = {
-    "MountainCar-v0": 300_000,
-    "BipedalWalker-v3": 1_000_000,
-    **FURTHER_MUJOCO,
-    "DelayedLunarLander-v3": 500_000,
-    "DelayedHopper-v5": 500_000,
-}
-BUDGETS = CLASSIC | MUJOCO | FURTHER
+FURTHER = FURTHER_CLASSIC | FURTHER_MUJOCO | {"DelayedLunarLander-v3": 500_000, "DelayedHopper-v5": 500_000}
+#: In the order of the tables
+BUDGETS = CLASSIC | FURTHER_CLASSIC | MUJOCO | FURTHER
 DELAYED = "Delayed"
 N_ROWS = 200
 N_EVAL_EPISODES = 20
@@ -628,7 +624,7 @@ def parse() -> argparse.Namespace:
     commands.add_parser("report", help="tables and figures of the runs that have finished")
     for name, command in commands.choices.items():
         if name != "cartpole-steps":
-            envs = [*CLASSIC, *MUJOCO, *FURTHER] if name == "report" else [*CLASSIC, *MUJOCO]
+            envs = list(BUDGETS) if name == "report" else [*CLASSIC, *MUJOCO]
             command.add_argument(
                 "--envs", nargs="+", choices=list(BUDGETS), default=envs, metavar="ENV", help=", ".join(BUDGETS)
             )
@@ -637,6 +633,7 @@ def parse() -> argparse.Namespace:
     commands.choices["report"].add_argument(
         "--docs", type=Path, default=RESULTS.parent.parent / "docs", help="folder of the figures"
     )
+    commands.choices["report"].add_argument("--page", type=Path, help="page to put the tables into (BENCHMARKS.md)")
     one = commands.add_parser("one")
     for argument, kind in {"algo": str, "env_id": str, "seed": int, "budget": int, "folder": Path, "kind": str}.items():
         one.add_argument(argument, type=kind)
@@ -652,7 +649,7 @@ def main() -> None:
     elif args.command == "report":
         from learning_report import report
 
-        report(args.folder, args.docs, args.envs, args.algos)
+        report(args.folder, args.docs, args.envs, args.algos, args.page)
     else:
         signal.signal(signal.SIGTERM, stop)
         steps = args.command == "cartpole-steps"

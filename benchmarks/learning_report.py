@@ -43,6 +43,37 @@ N_BOOTSTRAPS = 2000
 COMMON_SHARE = 0.9
 #: Fewer episodes than these make no mean return
 MIN_EPISODES = 20
+#: Tianshou's published MuJoCo results, best test return, mean over 10 seeds, on v3 environments (v2: Reacher and the pendulums):
+#: https://github.com/thu-ml/tianshou/blob/master/examples/mujoco/README.md
+PUBLISHED = {
+    "reinforce_mc": (
+        "Tianshou's REINFORCE, 10M steps",
+        {
+            "InvertedPendulum-v5": 1000.0,
+            "InvertedDoublePendulum-v5": 7726.2,
+            "Reacher-v5": -5.5,
+            "Swimmer-v5": 35.6,
+            "Hopper-v5": 416.0,
+            "Walker2d-v5": 440.9,
+            "HalfCheetah-v5": 1138.8,
+            "Ant-v5": 1108.1,
+            "Humanoid-v5": 464.3,
+        },
+    ),
+    "reinforce": (
+        "Tianshou's A2C, 1M steps",
+        {
+            "InvertedDoublePendulum-v5": 9258.0,
+            "Reacher-v5": -6.7,
+            "Swimmer-v5": 36.6,
+            "Hopper-v5": 1253.0,
+            "Walker2d-v5": 1092.0,
+            "HalfCheetah-v5": 1830.0,
+        },
+    ),
+}
+#: Between these lines of a page stand the tables
+BEGIN, END = "<!-- Written by `learning.py report`: begin -->", "<!-- Written by `learning.py report`: end -->"
 
 
 def load(folder: Path, env_ids: list[str], algos: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -160,6 +191,22 @@ def read_random(folder: Path) -> dict[str, float]:
     """
     path = folder / "random.csv"
     return dict(pd.read_csv(path)[["env", "mean"]].to_numpy().tolist()) if path.exists() else {}
+
+
+def beside_published(runs: pd.DataFrame, algo: str) -> str:
+    """
+    :param runs: The runs
+    :param algo: A variant of REINFORCE
+    :return: A table of its returns beside published ones
+    """
+    what, published = PUBLISHED[algo]
+    rows = []
+    for env_id, value in published.items():
+        ours = runs[(runs["env"] == env_id) & (runs["algo"] == algo)]
+        if len(ours):
+            rows.append([env_id, spread(ours["eval_mean"]), spread(ours["return_last_100"]), number(value)])
+    header = ["environment", f"{NAMES[algo]}, evaluation at the end", "training return", what]
+    return markdown(header, rows) if rows else "No run has finished."
 
 
 # === Aggregates ===
@@ -391,18 +438,31 @@ def figure(curves: pd.DataFrame, x: str, env_ids: list[str], algos: list[str], p
     plt.close(sheet)
 
 
-def report(folder: Path, docs: Path, env_ids: list[str], algos: list[str]) -> None:
+def put_between(path: Path, text: str) -> None:
     """
-    :param folder: Folder of the results; ``report.md`` goes there
-    :param docs: Folder of the figures
+    :param path: A page that holds the lines that say where the tables stand
+    :param text: What is to stand between them
+    :raises ValueError: If they are not there
+    """
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{path} must hold the lines {BEGIN!r} and {END!r}, between which the tables go.")
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+
+
+def tables(folder: Path, runs: pd.DataFrame, curves: pd.DataFrame, env_ids: list[str], algos: list[str]) -> dict[str, str]:
+    """
+    :param folder: Folder of the results
+    :param runs: The runs
+    :param curves: Their rows
     :param env_ids: Environments
     :param algos: Algorithms
+    :return: All tables, by title
     """
-    runs, curves = load(folder, env_ids, algos)
-    env_ids, algos = in_order(runs, "env", env_ids), in_order(runs, "algo", algos)
     random = read_random(folder)
-    runs["steps_per_second"] = runs["timesteps"] / runs["cpu_seconds"]
-    sections = {
+    runs = runs.assign(steps_per_second=runs["timesteps"] / runs["cpu_seconds"])
+    return {
         "Mean training return of the last 100 episodes": table(runs, "return_last_100", env_ids, algos),
         "Evaluation at the end, deterministic": table(runs, "eval_mean", env_ids, algos),
         "MuJoCo tasks together: evaluation at the end": aggregates(runs, "eval_mean", random, algos),
@@ -412,12 +472,29 @@ def report(folder: Path, docs: Path, env_ids: list[str], algos: list[str]) -> No
         "Timesteps per CPU second of training": table(runs, "steps_per_second", env_ids, algos),
         "Hyperparameters": entries(runs, env_ids, algos),
         "Runs of REINFORCE with other hyperparameters than today's": outdated(runs),
+        "Pure Monte Carlo and the published REINFORCE": beside_published(runs, "reinforce_mc"),
+        "The entries and the published A2C": beside_published(runs, "reinforce"),
     }
-    text = "\n\n".join(f"## {title}\n\n{body}" for title, body in sections.items())
-    text = f"# Learning\n\nMean ± standard deviation over the seeds (number of seeds).\n\n{text}\n"
+
+
+def report(folder: Path, docs: Path, env_ids: list[str], algos: list[str], page: Path | None = None) -> None:
+    """
+    :param folder: Folder of the results; ``report.md`` goes there
+    :param docs: Folder of the figures
+    :param env_ids: Environments
+    :param algos: Algorithms
+    :param page: A page to put the tables into, see :func:`put_between`
+    """
+    runs, curves = load(folder, env_ids, algos)
+    env_ids, algos = in_order(runs, "env", env_ids), in_order(runs, "algo", algos)
+    sections = tables(folder, runs, curves, env_ids, algos)
+    text = "\n\n".join(f"### {title}\n\n{body}" for title, body in sections.items())
+    text = f"Mean ± standard deviation over the seeds (number of seeds).\n\n{text}"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(text)
+    (folder / "report.md").write_text(f"{text}\n")
     print(text)
+    if page is not None:
+        put_between(page, text)
     mujoco = [env_id for env_id in env_ids if env_id in MUJOCO | FURTHER_MUJOCO]
     for name, group in (("classic", [env_id for env_id in env_ids if env_id not in mujoco]), ("mujoco", mujoco)):
         for suffix, x in (("", "timesteps"), ("_cpu", "cpu_seconds")):

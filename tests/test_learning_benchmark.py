@@ -175,11 +175,13 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
             write(tmp_path, env_id, "ppo", seed, final, speed=2)
     write(tmp_path, "Hopper-v5", "trpo", 0, 500.0, speed=1)  # on one of the tasks only
     (tmp_path / "random.csv").write_text("env,mean,std,n_episodes\nHopper-v5,0,1,5\nSwimmer-v5,0,1,5\n")
-    learning_report.report(
-        tmp_path, tmp_path / "docs", ["Hopper-v5", "Swimmer-v5", "Walker2d-v5"], ["reinforce", "a2c", "ppo", "trpo"]
-    )
+    page = tmp_path / "page.md"
+    page.write_text(f"Before\n{learning_report.BEGIN}\nold{learning_report.END}\nAfter\n")
+    env_ids, algos = ["Hopper-v5", "Swimmer-v5", "Walker2d-v5"], ["reinforce", "a2c", "ppo", "trpo"]
+    learning_report.report(tmp_path, tmp_path / "docs", env_ids, algos, page)
 
     text = (tmp_path / "report.md").read_text()
+    assert page.read_text() == f"Before\n{learning_report.BEGIN}\n\n{text}\n{learning_report.END}\nAfter\n"
     assert text in capsys.readouterr().out
     assert "| Hopper-v5 | 200 ± 100 (3) | 500 ± 141 (2) |" in text  # training
     assert "| Hopper-v5 | 400 ± 200 (3) | 1,000 ± 283 (2) |" in text  # evaluation
@@ -188,7 +190,10 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "some.yml: entry" in text and "Walker2d" not in text.split("Left out")[0]
     # The seeds that were run with n_steps=1001 and 1002, where the entry of Hopper has 1000 and that of Swimmer 4000
     swimmers = ", ".join(f"reinforce-{seed} on Swimmer-v5" for seed in range(3))
-    assert text.endswith(f"\n\nreinforce-1 on Hopper-v5, reinforce-2 on Hopper-v5, {swimmers}\n")
+    assert f"\n\nreinforce-1 on Hopper-v5, reinforce-2 on Hopper-v5, {swimmers}\n" in text
+    assert "| Hopper-v5 | 400 ± 200 (3) | 200 ± 100 (3) | 1,253 |" in text  # Tianshou's A2C
+    with pytest.raises(ValueError, match=r"report\.md must hold the lines"):
+        learning_report.report(tmp_path, tmp_path / "docs", env_ids, algos, tmp_path / "report.md")
     assert (tmp_path / "docs/learning_mujoco.png").stat().st_size > 0
     assert (tmp_path / "docs/learning_mujoco_cpu.png").stat().st_size > 0
     if find_spec("rliable") is not None:
