@@ -41,7 +41,8 @@ class GradientMonitor(BaseCallback):
     likewise (:mod:`sb3_reinforce.episode_gradients`). Of the covariance :math:`\Sigma` of the :math:`e_i`, the covariance per
     episode, it logs
 
-    - ``gradient/norm``: :math:`|\hat G|`, the norm of the estimate (``train/grad_norm`` where ``ent_coef`` is 0);
+    - ``gradient/norm``: :math:`|\hat G|`, the norm of the estimate (``train/grad_norm`` where ``ent_coef`` is 0 and a
+      step is made);
     - ``gradient/covariance_trace``: :math:`\operatorname{tr} \Sigma / N`, the trace of the covariance of the estimate,
       see :func:`sb3_reinforce.episode_gradients.covariance_trace`; unbiased with ``average_over="episodes"`` and
       advantages that are not normalized, else up to terms of higher order in :math:`1/N`;

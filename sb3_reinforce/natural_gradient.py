@@ -19,8 +19,9 @@ import torch as th
 from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
-from torch.distributions import Distribution
+from torch.distributions import Bernoulli, Categorical, Distribution
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import softplus
 
 from sb3_reinforce.distributed import ALONE, Workers
 from sb3_reinforce.estimator import pieces, take
@@ -32,6 +33,11 @@ SOLVER_NORM = 1e6
 RESIDUAL_TOLERANCE = 1e-5
 #: From so many times its target on a step's divergence is worth a warning, and from so large a one on
 OVERSHOOT, LEAST_OVERSHOOT = 10.0, 1e-3
+#: From so many times its target on a step is undone, and from so large a divergence on: it would end the learning for good
+#: where it makes a policy sure of the wrong action
+TOO_FAR, LEAST_TOO_FAR = 100.0, 0.1
+#: What is smaller than this, relative to what it is a sum of, is a rounding error
+ROUNDING = 4 * th.finfo(th.float32).eps
 
 
 class NoDirectionError(ValueError):
@@ -39,6 +45,17 @@ class NoDirectionError(ValueError):
     There is nothing to learn from a batch: every direction is as good as the others.
 
     :param message: What shows it
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+
+
+class TooFarError(ValueError):
+    """
+    The second-order divergence says nothing of where a step would lead.
+
+    :param message: How far it would have gone
     """
 
     def __init__(self, message: str):
@@ -115,9 +132,10 @@ class Fisher:
             total = self._product(self._graph, vector)
         else:
             total = th.zeros_like(vector)
-            for rows in self._pieces:
-                graph = flat_grad(self._divergence(rows), self.parameters, create_graph=True, retain_graph=True)
-                total += self._product(graph, vector)
+            with _fixed_noise(vector.device):  # the same dropout in each product, or this would not be one matrix
+                for rows in self._pieces:
+                    graph = flat_grad(self._divergence(rows), self.parameters, create_graph=True, retain_graph=True)
+                    total += self._product(graph, vector)
         self._workers.add_up([total])
         return total / self.n_timesteps
 
@@ -128,7 +146,7 @@ class Fisher:
         """The sum of the KL divergences, of value zero: its derivatives are what counts."""
         with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
             laws = _action_laws(self._policy, take(self._observations, rows), self._actions[rows])
-        return th.stack([th.distributions.kl_divergence(_detached(law), law).sum() for law in laws]).sum()
+        return th.stack([kl_divergence(_detached(law), law).sum() for law in laws]).sum()
 
 
 def _action_laws(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> list[Distribution]:
@@ -151,6 +169,23 @@ def _action_laws(policy: ActorCriticPolicy, observations: PyTorchObs, actions: t
     return laws if isinstance(laws, list) else [laws]
 
 
+def kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
+    """
+    The KL divergence. PyTorch's own is infinite as soon as a probability rounds to 0 or 1, in float32 from a logit of 17 on;
+    these are taken from the logits.
+
+    :param old: A distribution
+    :param new: One of the same kind
+    :return: The divergence of the new one from the old one, the batch shape of the two
+    """
+    if isinstance(old, Bernoulli) and isinstance(new, Bernoulli):
+        one = th.sigmoid(old.logits) * (softplus(-new.logits) - softplus(-old.logits))
+        return one + th.sigmoid(-old.logits) * (softplus(new.logits) - softplus(old.logits))
+    if isinstance(old, Categorical) and isinstance(new, Categorical):
+        return (old.probs * (old.logits - new.logits)).sum(-1)
+    return th.distributions.kl_divergence(old, new)
+
+
 def _detached(law: Distribution) -> Distribution:
     """A copy without graph; a second forward pass would be another distribution where there is dropout."""
     constant = copy.copy(law)
@@ -165,18 +200,31 @@ def _detached(law: Distribution) -> Distribution:
 def check_policy(policy: ActorCriticPolicy) -> None:
     """
     :param policy: The policy
-    :raises ValueError: If the KL divergence between its distributions is not known
+    :raises ValueError: If the KL divergence between its distributions is not known, or has no second derivative
     """
     observations, actions = dummy_batch(policy)
+    with evaluation_mode(policy), th.no_grad():
+        for law in _action_laws(policy, observations, actions):
+            try:
+                kl_divergence(law, law)
+            except NotImplementedError as error:
+                raise ValueError(
+                    "`natural_gradient=True` needs a distribution with a KL divergence in `torch.distributions`, "
+                    f"got {type(law).__name__} of {type(policy).__name__}."
+                ) from error
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     try:
-        with evaluation_mode(policy), th.no_grad():
-            for law in _action_laws(policy, observations, actions):
-                th.distributions.kl_divergence(law, law)
-    except NotImplementedError as error:
+        with evaluation_mode(policy), th.enable_grad():
+            fisher = Fisher(policy, observations, actions, parameters)
+            if fisher.parameters:
+                fisher(th.cat([th.ones_like(parameter).flatten() for parameter in fisher.parameters]))
+    except RuntimeError as error:  # NotImplementedError among them
         raise ValueError(
-            "`natural_gradient=True` needs a distribution with a KL divergence in `torch.distributions`, "
-            f"got {type(law).__name__} of {type(policy).__name__}."
+            f"`natural_gradient=True` needs layers that can be differentiated twice, got {type(policy).__name__}, for which "
+            f"PyTorch says: {str(error).splitlines()[0]}"
         ) from error
+    finally:
+        _laws_as_it_acts(policy, observations, actions)  # leaves no graph behind in the policy's distribution
 
 
 def check_advantages(advantages: th.Tensor, returns: th.Tensor, normalize_advantage: bool, workers: Workers = ALONE) -> None:
@@ -194,7 +242,7 @@ def check_advantages(advantages: th.Tensor, returns: th.Tensor, normalize_advant
         size = math.sqrt(of_advantages.deviation / of_advantages.n)
     else:
         size = of_advantages.root_mean_square
-    if size <= 4 * th.finfo(th.float32).eps * of_returns.root_mean_square:
+    if size <= ROUNDING * of_returns.root_mean_square:
         what = "differ" if normalize_advantage else "be other than zero"
         raise NoDirectionError(
             f"The natural gradient needs a direction: the advantages must {what}, got a deviation of {size} for returns of "
@@ -208,6 +256,7 @@ def natural_step(
     parameters: Sequence[th.nn.Parameter],
     observations: PyTorchObs,
     actions: th.Tensor,
+    weights: th.Tensor,
     target_kl: float,
     cg_max_steps: int,
     cg_damping: float,
@@ -222,6 +271,7 @@ def natural_step(
     :param parameters: Those parameters, none of them frozen
     :param observations: Observations of the batch
     :param actions: Actions of the batch
+    :param weights: Weights of their log-probabilities in the gradient, shape ``(n_timesteps,)``
     :param target_kl: The second-order KL divergence of the step, averaged over all timesteps
     :param cg_max_steps: Largest number of steps of the conjugate gradient method
     :param cg_damping: Multiple of the identity that is added to the Fisher information when solving
@@ -229,32 +279,76 @@ def natural_step(
         the batch
     :param workers: The workers, each of which has a part of the batch and the gradient of all of it
     :return: Norm of the gradient, and how far the step went
-    :raises NoDirectionError: If the gradient is zero, or the policy does not change along it
-    :raises ValueError: If the gradient or the step is not finite. In both cases the weights are then as they were
+    :raises NoDirectionError: If the gradient is zero, up to rounding, or the policy does not change along it
+    :raises TooFarError: If the step would go so far that its second-order divergence says nothing
+    :raises ValueError: If the gradient or the step is not finite. In all cases the weights are then as they were
     """
     norm = float(th.linalg.vector_norm(th.cat([part.flatten() for part in gradient]).double()))
     if not math.isfinite(norm):
         raise ValueError(f"The gradient of the policy must be finite, got a norm of {norm}.")
     rows = slice(None, None, sub_sampling_factor)
-    fisher = Fisher(policy, take(observations, rows), actions[rows], parameters, workers)
-    of_parameter = dict(zip(parameters, gradient, strict=True))
-    flat = [of_parameter[parameter].flatten() for parameter in fisher.parameters]
-    if not any(part.any() for part in flat):
-        raise NoDirectionError("The natural gradient needs a direction, got a policy gradient of zero.")
-    direction = solve(fisher, th.cat(flat), cg_max_steps, cg_damping)
-    if sub_sampling_factor > 1:  # how far the policy moves is a matter of all timesteps
-        fisher = Fisher(policy, observations, actions, fisher.parameters, workers)
-    step = scaled_step(fisher, direction, target_kl)
+    with _kept_buffers(policy):
+        fisher = Fisher(policy, take(observations, rows), actions[rows], parameters, workers)
+        of_parameter = dict(zip(parameters, gradient, strict=True))
+        flat = [of_parameter[parameter].flatten() for parameter in fisher.parameters]
+        if not any(part.any() for part in flat):
+            raise NoDirectionError("The natural gradient needs a direction, got a policy gradient of zero.")
+        direction = solve(fisher, th.cat(flat), cg_max_steps, cg_damping)
+        if sub_sampling_factor > 1:  # how far the policy moves is a matter of all timesteps
+            fisher = Fisher(policy, observations, actions, fisher.parameters, workers)
+        step = scaled_step(fisher, direction, target_kl)
+    check_gain(float(th.cat(flat).dot(step)), weights, target_kl, workers)
     before = _laws_as_it_acts(policy, observations, actions)
+    kept = [parameter.detach().clone() for parameter in fisher.parameters]
     with th.no_grad():
         sizes = [parameter.numel() for parameter in fisher.parameters]
         for parameter, part in zip(fisher.parameters, step.split(sizes), strict=True):
             parameter.sub_(part.view_as(parameter))
-    after = _laws_as_it_acts(policy, observations, actions)
-    pairs = zip(before, after, strict=True)
-    total = th.tensor([sum(float(th.distributions.kl_divergence(old, new).sum()) for old, new in pairs)])
+    total = th.tensor([_divergence_from(before, policy, observations, actions)])
     workers.add_up([total])
-    return NaturalStep(norm, float(total) / fisher.n_timesteps)
+    divergence = float(total) / fisher.n_timesteps
+    if not divergence <= max(TOO_FAR * target_kl, LEAST_TOO_FAR):
+        with th.no_grad():
+            for parameter, old in zip(fisher.parameters, kept, strict=True):
+                parameter.copy_(old)
+        raise TooFarError(
+            f"A natural step would have moved the policy by a KL divergence of {divergence:.3g}, with `target_kl` at "
+            f"{target_kl:.3g}, and was left out."
+        )
+    return NaturalStep(norm, divergence)
+
+
+def check_gain(gain: float, weights: th.Tensor, target_kl: float, workers: Workers = ALONE) -> None:
+    r"""
+    Along the step :math:`s` the objective rises by :math:`\sum_t w_t x_t` with :math:`x_t = s^\top \nabla \log \pi(a_t|s_t)`,
+    whose mean square under the policy is :math:`s^\top F s`, twice the divergence. Where the policy is all but sure of its
+    actions, the terms cancel: what is then left of a batch without a rare action is rounding, and scaled to a step of
+    full length it would point anywhere.
+
+    :param gain: By how much, to first order, the loss falls along the step
+    :param weights: :math:`w_t`, shape ``(n_timesteps,)``
+    :param target_kl: Divergence of the step
+    :param workers: The workers, over whose timesteps the sum runs
+    :raises NoDirectionError: If the sum is zero, up to rounding
+    """
+    of_weights = workers.moments(weights.cpu().numpy())
+    most = of_weights.n * of_weights.root_mean_square * math.sqrt(2.0 * target_kl)
+    if not gain >= ROUNDING * most:  # NaN, too
+        raise NoDirectionError(
+            f"The natural gradient needs a direction, got one along which the objective rises by {gain:.3g}, a rounding error "
+            f"beside the {most:.3g} that it could."
+        )
+
+
+def _divergence_from(
+    before: Sequence[Distribution], policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor
+) -> float:
+    """The sum over all timesteps of the divergences of the policy from what it was."""
+    try:
+        after = _laws_as_it_acts(policy, observations, actions)
+    except ValueError:  # PyTorch refuses what is out of all bounds, such as a deviation of zero
+        return math.inf
+    return sum(float(kl_divergence(old, new).sum()) for old, new in zip(before, after, strict=True))
 
 
 def _laws_as_it_acts(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> list[Distribution]:
@@ -313,6 +407,17 @@ def scaled_step(product: Callable[[th.Tensor], th.Tensor], direction: th.Tensor,
     if not step.isfinite().all():
         raise ValueError("The natural gradient needs a finite direction, got a step with NaN or infinity.")
     return step
+
+
+@contextmanager
+def _kept_buffers(policy: ActorCriticPolicy) -> Iterator[None]:
+    """The statistics of batch normalization: a product with the Fisher information is no further look at the batch."""
+    buffers = [(buffer, buffer.clone()) for buffer in policy.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 import inspect
 import io
 import pathlib
-import warnings
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -10,18 +9,16 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce import checks, distributed
 from sb3_reinforce.baselines import BaselineFunction
 from sb3_reinforce.buffers import (
-    EpisodeRolloutBufferSamples,
     whole_rollout,
 )
 from sb3_reinforce.critic import fit_critic
-from sb3_reinforce.episodic import EpisodicAlgorithm
 from sb3_reinforce.estimator import (
     Gradients,
     add_up,
@@ -33,7 +30,8 @@ from sb3_reinforce.estimator import (
     log_prob_weights,
     trainable,
 )
-from sb3_reinforce.natural_gradient import NaturalStep, NoDirectionError, check_advantages, check_policy, natural_step
+from sb3_reinforce.natural_gradient import check_policy
+from sb3_reinforce.natural_update import NaturalGradientAlgorithm
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, group_parameters
 
 #: Large steps at first, and hardly any by the end, so that what was learned is not lost again in the noise of an update
@@ -42,7 +40,7 @@ DEFAULT_LEARNING_RATE = LinearSchedule(start=1e-2, end=1e-4, end_fraction=1.0)
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
 
-class REINFORCE(EpisodicAlgorithm):
+class REINFORCE(NaturalGradientAlgorithm):
     r"""
     REINFORCE (Monte Carlo policy gradient)
 
@@ -101,7 +99,8 @@ class REINFORCE(EpisodicAlgorithm):
         ``target_kl`` to second order. ``learning_rate`` and ``max_grad_norm`` are then the critic's alone. Layers that the
         critic shares with the actor are the actor's, as in sb3-contrib's TRPO: the value loss does not reach them
     :param target_kl: KL divergence of a natural step, summed over the dimensions of an action, averaged over timesteps;
-        it can be a function of the current progress remaining (from 1 to 0)
+        it can be a function of the current progress remaining (from 1 to 0). A step that would really go a hundred times
+        as far, as it may from a policy that is all but deterministic, is left out
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
     :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, what the batch
         says nothing about is left to rounding errors
@@ -132,9 +131,6 @@ class REINFORCE(EpisodicAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    _reward_found = False
-    _warned_of_direction = False
-    _warned_of_overshoot = False
 
     def __init__(
         self,
@@ -293,8 +289,7 @@ class REINFORCE(EpisodicAlgorithm):
             raise ValueError("There is no environment to learn from, pass one to `load` or `set_env`.")
         self._check_environment(self.env)
         if self.natural_gradient:
-            check_policy(self.policy)
-            self._current_target_kl()
+            self._check_natural_gradient()
         checks.check_buffer(self.rollout_buffer, vars(self))
         self._setup_rollouts(self.env, total_timesteps)
         self._reward_found = any(self._workers.gather(self._reward_found))
@@ -351,7 +346,7 @@ class REINFORCE(EpisodicAlgorithm):
             # With vf_coef=0 the critic is left to its own passes: not even its momentum moves it here
             joint = value_parameters if self.vf_coef > 0 else []
             if self.natural_gradient and actor_parameters:
-                grad_norm = self._natural_step(gradients, batch, actions, actor_parameters)
+                grad_norm = self._natural_step(gradients, batch, actions, weights, actor_parameters)
                 # The optimizer moves what the critic's loss reaches, and passes by parameters without a gradient
                 gradient_step(self.policy.optimizer, gradients._replace(actor=[]), [], joint, self.max_grad_norm)
             else:
@@ -373,66 +368,6 @@ class REINFORCE(EpisodicAlgorithm):
 
         self._n_updates += 1
         self._record_update(gradients, grad_norm, approx_kl)
-
-    def _natural_step(
-        self,
-        gradients: Gradients,
-        batch: EpisodeRolloutBufferSamples | RolloutBufferSamples,
-        actions: th.Tensor,
-        actor_parameters: list[th.nn.Parameter],
-    ) -> float:
-        """Move the actor along its natural gradient, if it has a direction; returns the norm of the gradient."""
-        target_kl = self._current_target_kl()
-        self.logger.record("train/target_kl", target_kl)
-        step = NaturalStep(0.0, 0.0)
-        try:
-            # Also with an entropy bonus, however small: for that alone no step is worth its full length
-            self._check_reward_found()
-            check_advantages(batch.advantages, batch.returns, self.normalize_advantage, self._workers)
-            step = natural_step(
-                self.policy,
-                gradients.actor,
-                actor_parameters,
-                batch.observations,
-                actions,
-                target_kl,
-                self.cg_max_steps,
-                self.cg_damping,
-                self.sub_sampling_factor,
-                self._workers,
-            )
-        except NoDirectionError as error:
-            # A solved task has such batches, as has one whose reward is yet to be found: the next one may be different
-            if not self._warned_of_direction:
-                warnings.warn(f"{error} No natural step is made in such updates.", UserWarning, stacklevel=2)
-                self._warned_of_direction = True
-        self.logger.record("train/kl_divergence", step.divergence)
-        if step.overshot(target_kl) and not self._warned_of_overshoot:
-            warnings.warn(
-                f"A natural step moved the policy by a KL divergence of {step.divergence:.3g}, with `target_kl` at "
-                f"{target_kl:.3g}: its length is measured to second order, which does not reach far enough here. A smaller "
-                "`target_kl` or a larger `cg_damping` makes it hold, or, where the policy is all but deterministic, a small "
-                "`ent_coef`. `train/kl_divergence` shows all steps.",
-                UserWarning,
-                stacklevel=2,
-            )
-            self._warned_of_overshoot = True
-        return step.gradient_norm
-
-    def _current_target_kl(self) -> float:
-        target_kl = self.target_kl(self._current_progress_remaining) if callable(self.target_kl) else self.target_kl
-        checks.check_number("target_kl", target_kl, 0)  # a schedule may end at zero
-        return float(target_kl)
-
-    def _check_reward_found(self) -> None:
-        """
-        :raises NoDirectionError: If no reward other than zero has ever been recorded, so that what the critic finds better or
-            worse is its own error
-        """
-        if not self._reward_found:
-            self._reward_found = any(self._workers.gather(bool(np.any(self.rollout_buffer.rewards))))
-        if not self._reward_found:
-            raise NoDirectionError("The natural gradient needs a direction: all rewards so far were zero.")
 
     def _record_update(self, gradients: Gradients, grad_norm: float, approx_kl: float) -> None:
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -491,5 +426,5 @@ class REINFORCE(EpisodicAlgorithm):
         return super().load(path, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_actor_parameters", "_value_parameters", "critic_lr_schedule", "_warned_of_direction", "_warned_of_overshoot"]
+        own = ["_actor_parameters", "_value_parameters", "critic_lr_schedule"]
         return [*super()._excluded_save_params(), *own]

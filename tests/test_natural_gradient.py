@@ -26,7 +26,15 @@ from torch import nn
 from sb3_reinforce import REINFORCE, estimator
 from sb3_reinforce.buffers import whole_rollout
 from sb3_reinforce.distributed import Workers
-from sb3_reinforce.natural_gradient import Fisher, NoDirectionError, check_advantages, natural_step, scaled_step, solve
+from sb3_reinforce.natural_gradient import (
+    Fisher,
+    NoDirectionError,
+    check_advantages,
+    kl_divergence,
+    natural_step,
+    scaled_step,
+    solve,
+)
 from sb3_reinforce.policies import has_sb3_forward
 from tests.environments import Scripted, vec
 
@@ -273,7 +281,7 @@ def test_the_step_takes_the_sums_over_workers() -> None:
                     part *= self.factor
 
     for factor in (1.0, 2.0):
-        natural_step(policy, gradient, actor(policy), observations, actions, 0.01, 50, 0.0, 1, Scaled(factor))
+        natural_step(policy, gradient, actor(policy), observations, actions, th.ones(20), 0.01, 50, 0.0, 1, Scaled(factor))
         steps.append(flat(actor(policy)) - before)
         th.nn.utils.vector_to_parameters(before.float(), actor(policy))
     th.testing.assert_close(steps[0], math.sqrt(2.0) * steps[1], rtol=1e-3, atol=1e-6)
@@ -285,11 +293,11 @@ def test_parameters_that_do_not_reach_the_distribution_stay() -> None:
     parameters = [spare, *actor(policy)]
     observations, actions = batch_of(policy)
     gradient = [th.ones_like(parameter) for parameter in parameters]
-    natural_step(policy, gradient, parameters, observations, actions, 0.01, 15, 0.1, 1)
+    natural_step(policy, gradient, parameters, observations, actions, th.ones(20), 0.01, 15, 0.1, 1)
     assert th.equal(spare, th.ones(2))
 
 
-def test_dropout_makes_no_divergence() -> None:
+def test_dropout_makes_no_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = make_policy("discrete")
     policy.mlp_extractor.policy_net.append(nn.Dropout(0.5))
     policy.set_training_mode(True)
@@ -298,6 +306,28 @@ def test_dropout_makes_no_divergence() -> None:
     vector = th.ones(sum(p.numel() for p in fisher.parameters))
     assert th.equal(fisher(vector), fisher(vector))
     assert fisher._divergence(slice(None)).item() == pytest.approx(0.0, abs=1e-5)
+    monkeypatch.setattr(estimator, "MAX_TIMESTEPS", 3)
+    in_pieces = Fisher(policy, observations, actions, actor(policy))
+    assert th.equal(in_pieces(vector), in_pieces(vector))
+
+
+def test_the_statistics_of_batch_normalization_are_those_without() -> None:
+    class Normed(BaseFeaturesExtractor):
+        def __init__(self, observation_space: spaces.Space):
+            super().__init__(observation_space, 3)
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            return self.norm(observations)
+
+    states = []
+    for natural in (True, False):
+        kwargs = {"features_extractor_class": Normed}
+        model = make(episodes(ACTIONS["discrete"]), learn=32, natural_gradient=natural, policy_kwargs=kwargs)
+        states.append(model.policy.features_extractor.norm.state_dict())
+    assert int(states[0]["num_batches_tracked"]) > 0
+    for name in ("num_batches_tracked", "running_mean", "running_var"):
+        th.testing.assert_close(states[0][name], states[1][name])
 
 
 # The optimizer
@@ -455,6 +485,24 @@ def test_a_policy_without_a_divergence_is_refused(policy: Any, name: str, match:
         model.learn(10)
 
 
+class Bag(BaseFeaturesExtractor):
+    """PyTorch has no second derivative of its layer."""
+
+    def __init__(self, observation_space: spaces.Space):
+        super().__init__(observation_space, 3)
+        self.bag = nn.EmbeddingBag(4, 3)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.bag(th.zeros(len(observations), 2, dtype=th.long, device=observations.device)) + observations
+
+
+def test_a_layer_without_a_second_derivative_is_refused() -> None:
+    kwargs = {"features_extractor_class": Bag}
+    with pytest.raises(ValueError, match=r"^`natural_gradient=True` needs layers .* twice.*_embedding_bag"):
+        make(episodes(ACTIONS["discrete"]), policy_kwargs=kwargs)
+    make(episodes(ACTIONS["discrete"]), natural_gradient=False, policy_kwargs=kwargs).learn(10)
+
+
 # Refusals
 
 
@@ -502,6 +550,8 @@ def test_the_divergence_may_follow_a_schedule() -> None:
     model = make(episodes(ACTIONS["box"]), learn=40, target_kl=lambda progress: 1e-4 if progress == 1.0 else 0.0)
     model.learn(40, reset_num_timesteps=False)
     assert not moved(model).any()
+    model = make(episodes(ACTIONS["box"]), learn=40, target_kl=lambda _: th.tensor(1e-4))
+    assert model.logger.name_to_value["train/target_kl"] == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize("bad", [-0.01, float("nan"), float("inf"), None])
@@ -551,17 +601,17 @@ def test_the_policy_moves_again_when_there_is_something_to_learn() -> None:
     assert moved(model).any()
 
 
-def certain(**kwargs: Any) -> Watched:
+def certain(logit: float, **kwargs: Any) -> Watched:
     """A model that is all but sure to do the wrong thing: to second order hardly anything moves it, so that steps are huge."""
     env = vec(Scripted((7,), VECTOR, reward=lambda _: -1.0))
-    model = make(env, baseline=None, normalize_advantage=False, target_kl=0.02, **kwargs)
+    model = make(env, baseline=None, normalize_advantage=False, target_kl=0.02, policy_kwargs={"net_arch": []}, **kwargs)
     with th.no_grad():
-        model.policy.get_parameter("action_net.bias")[:] = th.tensor([0.0, 12.0])
+        model.policy.get_parameter("action_net.bias")[:] = th.tensor([0.0, logit])
     return model
 
 
 def test_a_step_far_beyond_its_target_is_warned_of_once(tmp_path: Any) -> None:
-    model = certain(policy_kwargs={"net_arch": []})
+    model = certain(7.5)
     weights = copy.deepcopy(model.policy.state_dict())
     with pytest.warns(UserWarning, match="by a KL divergence of .*, with `target_kl` at 0.02") as caught:
         for _ in range(2):
@@ -573,6 +623,86 @@ def test_a_step_far_beyond_its_target_is_warned_of_once(tmp_path: Any) -> None:
     model.save(tmp_path / "model")
     with pytest.warns(UserWarning, match="by a KL divergence of"):
         REINFORCE.load(tmp_path / "model", model.env, device="cpu").learn(1)
+
+
+@pytest.mark.parametrize("logit", [9.0, 12.0])
+def test_a_step_that_would_lose_the_policy_is_undone(logit: float) -> None:
+    """It would make it sure of the other action."""
+    model = certain(logit)
+    before = flat(actor(model.policy))
+    with pytest.warns(UserWarning, match="would have moved the policy by a KL divergence of .* was left out") as caught:
+        model.learn(100)
+    assert model._n_updates > 1 and sum("KL divergence" in str(warning.message) for warning in caught) == 1
+    assert th.equal(flat(actor(model.policy)), before)
+    assert model.logger.name_to_value["train/kl_divergence"] == 0 == model.logger.name_to_value["train/approx_kl"]
+
+
+class Bandit(gym.Env):
+    """Two arms, of which the first pays one more, and noise."""
+
+    observation_space = VECTOR
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, spread: float):
+        self.spread, self.rng, self.t = spread, np.random.default_rng(0), 0
+
+    def observe(self) -> np.ndarray:
+        return (0.5 + self.spread * self.rng.normal(size=3)).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.rng = np.random.default_rng(seed)
+        self.t = 0
+        return self.observe(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return self.observe(), float(action == 0) + self.rng.normal(), self.t == 8, False, {}
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_solved_bandit_stays_solved(spread: float, seed: int) -> None:
+    """A batch that holds the better arm alone has a gradient that is noise, or, where all is equal, rounding."""
+    model = make(vec(Bandit(spread)), seed=seed, n_steps=128).learn(8_000)
+    observations = th.as_tensor(np.stack([Bandit(spread).observe() for _ in range(50)]))
+    with th.no_grad():
+        assert model.policy.get_distribution(observations).distribution.probs[:, 0].mean() > 0.9
+    assert max(float(parameter.detach().abs().max()) for parameter in actor(model.policy)) < 1e4
+
+
+def test_a_gradient_of_rounding_errors_is_no_direction() -> None:
+    """The weights of a batch with a single action and observation sum to zero."""
+    policy = make_policy("discrete")
+    with th.no_grad():
+        policy.action_net.bias[:] = th.tensor([9.0, 0.0, 0.0])
+    observations, actions = th.full((64, 3), 0.3), th.zeros(64, dtype=th.long)
+    weights = th.linspace(-1.0, 1.0, 64).roll(17) / 64 + 1e-9
+    gradient = th.autograd.grad(-(weights * policy.evaluate_actions(observations, actions)[1]).sum(), actor(policy))
+    assert any(part.any() for part in gradient)
+    before = flat(actor(policy))
+    with pytest.raises(NoDirectionError, match="rounding error"):
+        natural_step(policy, gradient, actor(policy), observations, actions, weights, 0.01, 15, 0.1, 1)
+    assert th.equal(flat(actor(policy)), before)
+
+
+@pytest.mark.parametrize("name", ["discrete", "multi_discrete", "multi_binary"])
+@pytest.mark.parametrize("logit", [0.0, 3.0, 18.0, 60.0])
+def test_the_divergence_of_sure_actions_is_finite(name: str, logit: float) -> None:
+    """As in float64 with probabilities, where there these are not 0 or 1."""
+    policy = make_policy(name)
+    outputs = th.tensor([[logit, 0.2, -0.1, 0.4, 0.3][: policy.action_net.out_features]])
+    laws = []
+    for scale in (1.0, 1.05):
+        law = policy.action_dist.proba_distribution(scale * outputs).distribution
+        laws.append(law if isinstance(law, list) else [law])
+    total = sum(float(kl_divergence(old, new).sum()) for old, new in zip(*laws, strict=True))
+    assert 0.0 < total < 1.0
+    if logit <= 3.0:
+        expected = sum(float(th.distributions.kl_divergence(old, new).sum()) for old, new in zip(*laws, strict=True))
+        assert total == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("target_kl", [1e-4, 0.02, 0.3])
@@ -646,10 +776,10 @@ def test_a_gradient_that_is_not_finite_is_refused(bad: float) -> None:
     gradient = [th.ones_like(p) for p in actor(policy)]
     gradient[0].view(-1)[0] = bad
     with pytest.raises(ValueError, match="gradient of the policy must be finite"):
-        natural_step(policy, gradient, actor(policy), observations, actions, 0.01, 15, 0.1, 1)
+        natural_step(policy, gradient, actor(policy), observations, actions, th.ones(20), 0.01, 15, 0.1, 1)
     gradient = [th.zeros_like(p) for p in actor(policy)]
     with pytest.raises(ValueError, match="policy gradient of zero"):
-        natural_step(policy, gradient, actor(policy), observations, actions, 0.01, 15, 0.1, 1)
+        natural_step(policy, gradient, actor(policy), observations, actions, th.ones(20), 0.01, 15, 0.1, 1)
     assert th.equal(flat(list(policy.parameters())), before)
 
 
