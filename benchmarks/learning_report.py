@@ -43,7 +43,7 @@ N_BOOTSTRAPS = 2000
 COMMON_SHARE = 0.9
 #: Fewer episodes than these make no mean return
 MIN_EPISODES = 20
-#: Tianshou's published MuJoCo results, best test return, mean over 10 seeds, on v3 environments (v2: Reacher and the pendulums):
+#: Tianshou's published results, best test return, mean over 10 seeds, on v3 environments (v2: Reacher and the pendulums):
 #: https://github.com/thu-ml/tianshou/blob/master/examples/mujoco/README.md
 PUBLISHED = {
     "reinforce_mc": (

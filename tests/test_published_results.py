@@ -1,4 +1,4 @@
-"""What is published is what was measured: the tables of BENCHMARKS.md and the returns in the zoo entries, from the runs' files."""
+"""What is published was measured: the tables of BENCHMARKS.md and the returns in the zoo entries come from the runs' files."""
 
 import re
 from importlib.util import find_spec
