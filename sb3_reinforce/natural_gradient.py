@@ -19,7 +19,7 @@ import torch as th
 from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
-from torch.distributions import Bernoulli, Categorical, Distribution
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
@@ -111,6 +111,8 @@ class Fisher:
         self._policy, self._observations, self._actions = policy, observations, actions
         self._workers = workers
         self._pieces = list(pieces(observations, len(actions)))
+        # The same dropout in each product, or this would not be one matrix
+        self._noise = _generator(actions.device).get_state()
         count = th.tensor([float(len(actions))])
         workers.add_up([count])
         self.n_timesteps = float(count)
@@ -132,7 +134,7 @@ class Fisher:
             total = self._product(self._graph, vector)
         else:
             total = th.zeros_like(vector)
-            with _fixed_noise(vector.device):  # the same dropout in each product, or this would not be one matrix
+            with _fixed_noise(vector.device, self._noise):
                 for rows in self._pieces:
                     graph = flat_grad(self._divergence(rows), self.parameters, create_graph=True, retain_graph=True)
                     total += self._product(graph, vector)
@@ -171,19 +173,28 @@ def _action_laws(policy: ActorCriticPolicy, observations: PyTorchObs, actions: t
 
 def kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
     """
-    The KL divergence. PyTorch's own is infinite as soon as a probability rounds to 0 or 1, in float32 from a logit of 17 on;
-    these are taken from the logits.
+    The KL divergence. PyTorch's own is infinite as soon as a probability rounds to 0 or 1 (that of a Bernoulli from a logit of
+    17 on); these are taken from the logits.
 
     :param old: A distribution
     :param new: One of the same kind
     :return: The divergence of the new one from the old one, the batch shape of the two
     """
+    if isinstance(old, Independent) and isinstance(new, Independent):
+        divergence = kl_divergence(old.base_dist, new.base_dist)
+        return divergence.sum(tuple(range(-old.reinterpreted_batch_ndims, 0)))
     if isinstance(old, Bernoulli) and isinstance(new, Bernoulli):
-        one = th.sigmoid(old.logits) * (softplus(-new.logits) - softplus(-old.logits))
-        return one + th.sigmoid(-old.logits) * (softplus(new.logits) - softplus(old.logits))
+        one = _expected(th.sigmoid(old.logits), softplus(-new.logits), softplus(-old.logits))
+        return one + _expected(th.sigmoid(-old.logits), softplus(new.logits), softplus(old.logits))
     if isinstance(old, Categorical) and isinstance(new, Categorical):
-        return (old.probs * (old.logits - new.logits)).sum(-1)
+        return _expected(old.probs, old.logits, new.logits).sum(-1)
     return th.distributions.kl_divergence(old, new)
+
+
+def _expected(probs: th.Tensor, minuend: th.Tensor, subtrahend: th.Tensor) -> th.Tensor:
+    """Probabilities times a difference; nothing where the probability is zero, as of a masked action, whose logit is -inf."""
+    never = probs == 0
+    return probs * (minuend.masked_fill(never, 0.0) - subtrahend.masked_fill(never, 0.0))
 
 
 def _detached(law: Distribution) -> Distribution:
@@ -200,7 +211,7 @@ def _detached(law: Distribution) -> Distribution:
 def check_policy(policy: ActorCriticPolicy) -> None:
     """
     :param policy: The policy
-    :raises ValueError: If the KL divergence between its distributions is not known, or has no second derivative
+    :raises ValueError: If the KL divergence between its distributions is not known
     """
     observations, actions = dummy_batch(policy)
     with evaluation_mode(policy), th.no_grad():
@@ -212,13 +223,23 @@ def check_policy(policy: ActorCriticPolicy) -> None:
                     "`natural_gradient=True` needs a distribution with a KL divergence in `torch.distributions`, "
                     f"got {type(law).__name__} of {type(policy).__name__}."
                 ) from error
-    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+
+
+def check_second_derivative(policy: ActorCriticPolicy, parameters: Sequence[th.nn.Parameter]) -> None:
+    """
+    :param policy: The policy
+    :param parameters: The parameters that are to step along the natural gradient
+    :raises ValueError: If the distribution cannot be differentiated twice by them
+    """
+    observations, actions = dummy_batch(policy)
     try:
         with evaluation_mode(policy), th.enable_grad():
             fisher = Fisher(policy, observations, actions, parameters)
             if fisher.parameters:
                 fisher(th.cat([th.ones_like(parameter).flatten() for parameter in fisher.parameters]))
     except RuntimeError as error:  # NotImplementedError among them
+        if "derivative" not in str(error):
+            raise
         raise ValueError(
             f"`natural_gradient=True` needs layers that can be differentiated twice, got {type(policy).__name__}, for which "
             f"PyTorch says: {str(error).splitlines()[0]}"
@@ -421,15 +442,22 @@ def _kept_buffers(policy: ActorCriticPolicy) -> Iterator[None]:
 
 
 @contextmanager
-def _fixed_noise(device: th.device) -> Iterator[None]:
+def _fixed_noise(device: th.device, noise: th.Tensor | None = None) -> Iterator[None]:
     """
     The solver starts from random numbers. With these they are the same in all workers, and none are taken from the
     generator that the actions come from.
     """
-    generator = th.cuda.default_generators[device.index] if device.type == "cuda" else th.default_generator
+    generator = _generator(device)
     state = generator.get_state()
-    generator.manual_seed(0)
+    if noise is None:
+        generator.manual_seed(0)
+    else:
+        generator.set_state(noise)
     try:
         yield
     finally:
         generator.set_state(state)
+
+
+def _generator(device: th.device) -> th.Generator:
+    return th.cuda.default_generators[device.index] if device.type == "cuda" else th.default_generator

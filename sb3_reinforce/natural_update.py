@@ -5,17 +5,19 @@ import warnings
 import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import RolloutBufferSamples, Schedule
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce import checks
 from sb3_reinforce.buffers import EpisodeRolloutBufferSamples
 from sb3_reinforce.episodic import EpisodicAlgorithm
-from sb3_reinforce.estimator import Gradients
+from sb3_reinforce.estimator import Gradients, trainable
 from sb3_reinforce.natural_gradient import (
     NaturalStep,
     NoDirectionError,
     TooFarError,
     check_advantages,
     check_policy,
+    check_second_derivative,
     natural_step,
 )
 
@@ -34,16 +36,23 @@ class NaturalGradientAlgorithm(EpisodicAlgorithm):
     cg_damping: float
     sub_sampling_factor: int
 
+    _actor_parameters: list[th.nn.Parameter]
     _reward_found = False
     _warned_of_direction = False
     _warned_of_overshoot = False
+    _warned_of_undoing = False
 
     def _check_natural_gradient(self) -> None:
         """
         :raises ValueError: If the policy has no natural gradient, or ``target_kl`` is no divergence
         """
         check_policy(self.policy)
+        check_second_derivative(self.policy, trainable(self._actor_parameters))
         self._current_target_kl()
+
+    def _setup_rollouts(self, env: VecEnv, total_timesteps: int) -> None:
+        super()._setup_rollouts(env, total_timesteps)
+        self._reward_found = any(self._workers.gather(self._reward_found))
 
     def _natural_step(
         self,
@@ -58,7 +67,7 @@ class NaturalGradientAlgorithm(EpisodicAlgorithm):
         self.logger.record("train/target_kl", target_kl)
         step = NaturalStep(0.0, 0.0)
         try:
-            # Also with an entropy bonus, however small: for that alone no step is worth its full length
+            # Also with an entropy bonus: for that alone no step is worth its full length
             self._check_reward_found()
             check_advantages(batch.advantages, batch.returns, self.normalize_advantage, self._workers)
             step = natural_step(
@@ -74,8 +83,9 @@ class NaturalGradientAlgorithm(EpisodicAlgorithm):
                 self.sub_sampling_factor,
                 self._workers,
             )
-            if step.overshot(target_kl):
-                self._warn_of_overshoot(
+            if step.overshot(target_kl) and not self._warned_of_overshoot:
+                self._warned_of_overshoot = True
+                warn_of_length(
                     f"A natural step moved the policy by a KL divergence of {step.divergence:.3g}, with `target_kl` at "
                     f"{target_kl:.3g}."
                 )
@@ -85,20 +95,11 @@ class NaturalGradientAlgorithm(EpisodicAlgorithm):
                 warnings.warn(f"{error} No natural step is made in such updates.", UserWarning, stacklevel=2)
                 self._warned_of_direction = True
         except TooFarError as error:
-            self._warn_of_overshoot(str(error))
+            if not self._warned_of_undoing:
+                self._warned_of_undoing = True
+                warn_of_length(str(error))
         self.logger.record("train/kl_divergence", step.divergence)
         return step.gradient_norm
-
-    def _warn_of_overshoot(self, what: str) -> None:
-        if not self._warned_of_overshoot:
-            warnings.warn(
-                f"{what} Its length is measured to second order, which does not reach far enough where the policy is all but "
-                "deterministic. A smaller `target_kl` or a little entropy (`ent_coef`) helps. `train/kl_divergence` shows all "
-                "steps.",
-                UserWarning,
-                stacklevel=2,
-            )
-            self._warned_of_overshoot = True
 
     def _current_target_kl(self) -> float:
         target_kl = self.target_kl(self._current_progress_remaining) if callable(self.target_kl) else self.target_kl
@@ -119,4 +120,17 @@ class NaturalGradientAlgorithm(EpisodicAlgorithm):
             raise NoDirectionError("The natural gradient needs a direction: all rewards so far were zero.")
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_warned_of_direction", "_warned_of_overshoot"]
+        own = ["_warned_of_direction", "_warned_of_overshoot", "_warned_of_undoing"]
+        return [*super()._excluded_save_params(), *own]
+
+
+def warn_of_length(what: str) -> None:
+    """
+    :param what: What a natural step has come to
+    """
+    warnings.warn(
+        f"{what} Its length is measured to second order, which does not reach far enough where the policy is all but "
+        "deterministic. A smaller `target_kl` or a little entropy (`ent_coef`) helps. `train/kl_divergence` shows all steps.",
+        UserWarning,
+        stacklevel=3,
+    )

@@ -15,9 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce import checks, distributed
 from sb3_reinforce.baselines import BaselineFunction
-from sb3_reinforce.buffers import (
-    whole_rollout,
-)
+from sb3_reinforce.buffers import whole_rollout
 from sb3_reinforce.critic import fit_critic
 from sb3_reinforce.estimator import (
     Gradients,
@@ -100,7 +98,7 @@ class REINFORCE(NaturalGradientAlgorithm):
         critic shares with the actor are the actor's, as in sb3-contrib's TRPO: the value loss does not reach them
     :param target_kl: KL divergence of a natural step, summed over the dimensions of an action, averaged over timesteps;
         it can be a function of the current progress remaining (from 1 to 0). A step that would really go a hundred times
-        as far, as it may from a policy that is all but deterministic, is left out
+        as far (and beyond 0.1), as it may from a policy that is all but deterministic, is left out
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
     :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, what the batch
         says nothing about is left to rounding errors
@@ -292,7 +290,6 @@ class REINFORCE(NaturalGradientAlgorithm):
             self._check_natural_gradient()
         checks.check_buffer(self.rollout_buffer, vars(self))
         self._setup_rollouts(self.env, total_timesteps)
-        self._reward_found = any(self._workers.gather(self._reward_found))
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def train(self) -> None:

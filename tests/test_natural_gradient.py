@@ -29,7 +29,11 @@ from sb3_reinforce.distributed import Workers
 from sb3_reinforce.natural_gradient import (
     Fisher,
     NoDirectionError,
+    TooFarError,
+    _divergence_from,
+    _laws_as_it_acts,
     check_advantages,
+    check_gain,
     kl_divergence,
     natural_step,
     scaled_step,
@@ -309,6 +313,8 @@ def test_dropout_makes_no_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimator, "MAX_TIMESTEPS", 3)
     in_pieces = Fisher(policy, observations, actions, actor(policy))
     assert th.equal(in_pieces(vector), in_pieces(vector))
+    th.rand(1)
+    assert not th.equal(Fisher(policy, observations, actions, actor(policy))(vector), in_pieces(vector))
 
 
 def test_the_statistics_of_batch_normalization_are_those_without() -> None:
@@ -498,9 +504,14 @@ class Bag(BaseFeaturesExtractor):
 
 def test_a_layer_without_a_second_derivative_is_refused() -> None:
     kwargs = {"features_extractor_class": Bag}
+    model = make(episodes(ACTIONS["discrete"]), policy_kwargs=kwargs)
     with pytest.raises(ValueError, match=r"^`natural_gradient=True` needs layers .* twice.*_embedding_bag"):
-        make(episodes(ACTIONS["discrete"]), policy_kwargs=kwargs)
+        model.learn(10)
+    assert model.num_timesteps == 0
     make(episodes(ACTIONS["discrete"]), natural_gradient=False, policy_kwargs=kwargs).learn(10)
+    model.policy.features_extractor.requires_grad_(False)
+    model.learn(40)
+    assert moved(model).any()
 
 
 # Refusals
@@ -691,7 +702,7 @@ def test_a_gradient_of_rounding_errors_is_no_direction() -> None:
 @pytest.mark.parametrize("name", ["discrete", "multi_discrete", "multi_binary"])
 @pytest.mark.parametrize("logit", [0.0, 3.0, 18.0, 60.0])
 def test_the_divergence_of_sure_actions_is_finite(name: str, logit: float) -> None:
-    """As in float64 with probabilities, where there these are not 0 or 1."""
+    """And where no probability rounds to 0 or 1, it is PyTorch's."""
     policy = make_policy(name)
     outputs = th.tensor([[logit, 0.2, -0.1, 0.4, 0.3][: policy.action_net.out_features]])
     laws = []
@@ -703,6 +714,90 @@ def test_the_divergence_of_sure_actions_is_finite(name: str, logit: float) -> No
     if logit <= 3.0:
         expected = sum(float(th.distributions.kl_divergence(old, new).sum()) for old, new in zip(*laws, strict=True))
         assert total == pytest.approx(expected, rel=1e-5)
+
+
+def test_divergences_of_masked_actions_and_of_independent_ones() -> None:
+    masked = [th.distributions.Categorical(logits=th.tensor([x, 0.0, -math.inf], requires_grad=True)) for x in (0.3, 0.8)]
+    p, q = (th.softmax(th.tensor([x, 0.0]), dim=0) for x in (0.3, 0.8))
+    divergence = kl_divergence(*masked)
+    th.testing.assert_close(divergence, (p * (p / q).log()).sum())
+    assert masked[1].logits.isfinite().tolist() == [True, True, False]
+    bits = [th.distributions.Bernoulli(logits=th.tensor([[0.1, 20.0, -math.inf], [x, 0.0, math.inf]])) for x in (0.2, 0.9)]
+    independent = [th.distributions.Independent(law, 1) for law in bits]
+    th.testing.assert_close(kl_divergence(*independent), kl_divergence(*bits).sum(dim=1))
+    assert kl_divergence(*independent).isfinite().all() and kl_divergence(*independent)[1] > 0
+
+
+class Masked(ActorCriticPolicy):
+    """The last action cannot be taken."""
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        logits = self.action_net(latent_pi).masked_fill(th.tensor([False, False, True]), -math.inf)
+        return self.action_dist.proba_distribution(logits)
+
+
+def test_actions_may_be_masked_by_infinite_logits() -> None:
+    model = make(episodes(ACTIONS["discrete"]), Masked, learn=100, target_kl=1e-3)
+    assert moved(model).any() and model.logger.name_to_value["train/kl_divergence"] == pytest.approx(1e-3, rel=0.3)
+
+
+@pytest.mark.parametrize("share, refused", [(1e-8, True), (-1.0, True), (math.nan, True), (1e-6, False), (0.1, False)])
+def test_a_gain_is_compared_with_what_it_could_be(share: float, refused: bool) -> None:
+    """100 timesteps, of weights of 3, along a step with a mean square of 2 * 0.02."""
+    gain = share * 100 * 3.0 * 0.2
+    weights = 3.0 * th.ones(100)
+    if refused:
+        with pytest.raises(NoDirectionError, match="rounding error"):
+            check_gain(gain, weights, 0.02)
+    else:
+        check_gain(gain, weights, 0.02)
+    check_gain(0.0, weights, 0.0)
+
+
+def test_all_workers_undo_a_step_that_went_too_far_with_one() -> None:
+    policy = make_policy("box", net_arch=[])
+    observations, actions = batch_of(policy)
+    before = flat(actor(policy))
+    gradient = [th.ones_like(parameter) for parameter in actor(policy)]
+
+    class Far(Workers):
+        def add_up(self, tensors: Sequence[th.Tensor]) -> None:
+            for part in tensors:
+                if part.numel() == 1:
+                    part += 1e6  # timesteps, and as large a divergence of them
+
+    with pytest.raises(TooFarError, match="KL divergence of 1,"):
+        natural_step(policy, gradient, actor(policy), observations, actions, th.ones(20), 1e-6, 50, 0.1, 1, Far(0, 2))
+    assert th.equal(flat(actor(policy)), before)
+
+
+def test_a_policy_out_of_all_bounds_is_infinitely_far() -> None:
+    """PyTorch refuses a deviation of zero."""
+    policy = make_policy("box")
+    observations, actions = batch_of(policy)
+    before = _laws_as_it_acts(policy, observations, actions)
+    assert _divergence_from(before, policy, observations, actions) == 0.0
+    with th.no_grad():
+        policy.log_std[:] = -1e4
+    assert _divergence_from(before, policy, observations, actions) == math.inf
+
+
+def test_a_short_step_may_go_far_beyond_its_target() -> None:
+    model = certain(9.0)
+    model.target_kl = 1e-5
+    before = flat(actor(model.policy))
+    model.learn(1)
+    assert not th.equal(flat(actor(model.policy)), before)
+
+
+def test_undoing_is_warned_of_after_an_overshoot_too() -> None:
+    model = certain(7.5)
+    with pytest.warns(UserWarning, match="moved the policy"):
+        model.learn(1)
+    with th.no_grad():
+        model.policy.get_parameter("action_net.bias")[:] = th.tensor([0.0, 12.0])
+    with pytest.warns(UserWarning, match="was left out"):
+        model.learn(1)
 
 
 @pytest.mark.parametrize("target_kl", [1e-4, 0.02, 0.3])

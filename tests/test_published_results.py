@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.skipif(find_spec("rl_zoo3") is None, reason="RL Zoo (rl_zoo3) is not installed")
@@ -31,11 +32,21 @@ def test_the_tables_are_those_of_the_runs(results: tuple[Any, Any], monkeypatch:
     monkeypatch.setattr(learning_report, "aggregates", lambda *_: "")
     runs, curves = results
     envs, algos = (learning_report.in_order(runs, *what) for what in (("env", list(BUDGETS)), ("algo", list(ALGOS))))
-    page = (ROOT / "BENCHMARKS.md").read_text()
-    sections = learning_report.tables(FOLDER, runs, curves, envs, algos)
-    assert len(sections) > 8
-    for title, body in sections.items():
-        assert f"### {title}\n\n{body}" in page, title
+    page = (ROOT / "BENCHMARKS.md").read_text().split(learning_report.BEGIN)[1].split(learning_report.END)[0]
+    published = dict(section.split("\n\n", 1) for section in page.split("### ")[1:])
+    expected = learning_report.tables(FOLDER, runs, curves, envs, algos)
+    assert list(published) == list(expected) and len(expected) > 8
+    for title, body in expected.items():
+        assert not body or published[title].strip() == body, title
+    random = learning_report.read_random(FOLDER)
+    for title, column in (("evaluation at the end", "eval_mean"), ("training return", "return_last_100")):
+        matrices, tasks = learning_report.score_matrices(runs, column, random, algos)
+        assert len(tasks) == 7
+        for algo, scores in matrices.items():
+            flat = np.sort(scores.ravel())
+            cut = len(flat) // 4
+            row = f"| {learning_report.NAMES[algo]} | {len(scores)} | {flat[cut:-cut].mean():.2f} ["
+            assert row in published[f"MuJoCo tasks together: {title}"], row
 
 
 def test_the_entries_say_what_their_runs_came_to(results: tuple[Any, Any]) -> None:
