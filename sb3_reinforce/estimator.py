@@ -337,16 +337,30 @@ def all_or_nothing(policy: ActorCriticPolicy) -> Iterator[None]:
     :param policy: The policy
     """
     optimizer = policy.optimizer
-    weights = [(tensor, tensor.detach().clone()) for tensor in (*policy.parameters(), *policy.buffers())]
     state = {parameter: _copy_state(values) for parameter, values in optimizer.state.items()}
+    with restored_on_error([*policy.parameters(), *policy.buffers()]):
+        try:
+            yield
+        except BaseException:
+            optimizer.state.clear()
+            optimizer.state.update(state)
+            raise
+
+
+@contextmanager
+def restored_on_error(tensors: Sequence[th.Tensor]) -> Iterator[None]:
+    """
+    Put tensors back to what they are now if what is inside does not come to its end.
+
+    :param tensors: The tensors
+    """
+    kept = [tensor.detach().clone() for tensor in tensors]
     try:
         yield
     except BaseException:
         with th.no_grad():
-            for tensor, before in weights:
+            for tensor, before in zip(tensors, kept, strict=True):
                 tensor.copy_(before)
-        optimizer.state.clear()
-        optimizer.state.update(state)
         raise
 
 

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
 from sb3_reinforce.distributed import ALONE, Workers
-from sb3_reinforce.estimator import pieces, take
+from sb3_reinforce.estimator import pieces, restored_on_error, take
 from sb3_reinforce.policies import dummy_batch, evaluation_mode, has_sb3_forward
 
 #: Norm of the right-hand side that the solver gets. It starts from noise of 1e-4, which has to vanish against the solution
@@ -182,7 +182,9 @@ def kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
     """
     if isinstance(old, Independent) and isinstance(new, Independent):
         divergence = kl_divergence(old.base_dist, new.base_dist)
-        return divergence.sum(tuple(range(-old.reinterpreted_batch_ndims, 0)))
+        for _ in range(old.reinterpreted_batch_ndims):  # none, too
+            divergence = divergence.sum(-1)
+        return divergence
     if isinstance(old, Bernoulli) and isinstance(new, Bernoulli):
         one = _expected(th.sigmoid(old.logits), softplus(-new.logits), softplus(-old.logits))
         return one + _expected(th.sigmoid(-old.logits), softplus(new.logits), softplus(old.logits))
@@ -320,22 +322,19 @@ def natural_step(
         step = scaled_step(fisher, direction, target_kl)
     check_gain(float(th.cat(flat).dot(step)), weights, target_kl, workers)
     before = _laws_as_it_acts(policy, observations, actions)
-    kept = [parameter.detach().clone() for parameter in fisher.parameters]
-    with th.no_grad():
-        sizes = [parameter.numel() for parameter in fisher.parameters]
-        for parameter, part in zip(fisher.parameters, step.split(sizes), strict=True):
-            parameter.sub_(part.view_as(parameter))
-    total = th.tensor([_divergence_from(before, policy, observations, actions)])
-    workers.add_up([total])
-    divergence = float(total) / fisher.n_timesteps
-    if not divergence <= max(TOO_FAR * target_kl, LEAST_TOO_FAR):
+    with restored_on_error(fisher.parameters):
         with th.no_grad():
-            for parameter, old in zip(fisher.parameters, kept, strict=True):
-                parameter.copy_(old)
-        raise TooFarError(
-            f"A natural step would have moved the policy by a KL divergence of {divergence:.3g}, with `target_kl` at "
-            f"{target_kl:.3g}, and was left out."
-        )
+            sizes = [parameter.numel() for parameter in fisher.parameters]
+            for parameter, part in zip(fisher.parameters, step.split(sizes), strict=True):
+                parameter.sub_(part.view_as(parameter))
+        total = th.tensor([_divergence_from(before, policy, observations, actions)])
+        workers.add_up([total])
+        divergence = float(total) / fisher.n_timesteps
+        if not divergence <= max(TOO_FAR * target_kl, LEAST_TOO_FAR):
+            raise TooFarError(
+                f"A natural step would have moved the policy by a KL divergence of {divergence:.3g}, with `target_kl` at "
+                f"{target_kl:.3g}, and was left out."
+            )
     return NaturalStep(norm, divergence)
 
 

@@ -190,7 +190,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "some.yml: entry" in text and "Walker2d" not in text.split("Left out")[0]
     # The seeds that were run with n_steps=1001 and 1002, where the entry of Hopper has 1000 and that of Swimmer 4000
     swimmers = ", ".join(f"reinforce-{seed} on Swimmer-v5" for seed in range(3))
-    assert f"\n\nreinforce-1 on Hopper-v5, reinforce-2 on Hopper-v5, {swimmers}\n" in text
+    assert f"today's\n\nreinforce-1 on Hopper-v5, reinforce-2 on Hopper-v5, {swimmers}\n\n### " in text
     assert "| Hopper-v5 | 400 ± 200 (3) | 200 ± 100 (3) | 1,253 |" in text  # Tianshou's A2C
     with pytest.raises(ValueError, match=r"report\.md must hold the lines"):
         learning_report.report(tmp_path, tmp_path / "docs", env_ids, algos, tmp_path / "report.md")

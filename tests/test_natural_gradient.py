@@ -725,6 +725,8 @@ def test_divergences_of_masked_actions_and_of_independent_ones() -> None:
     bits = [th.distributions.Bernoulli(logits=th.tensor([[0.1, 20.0, -math.inf], [x, 0.0, math.inf]])) for x in (0.2, 0.9)]
     independent = [th.distributions.Independent(law, 1) for law in bits]
     th.testing.assert_close(kl_divergence(*independent), kl_divergence(*bits).sum(dim=1))
+    apart = [th.distributions.Independent(law, 0) for law in bits]
+    th.testing.assert_close(kl_divergence(*apart), kl_divergence(*bits))
     assert kl_divergence(*independent).isfinite().all() and kl_divergence(*independent)[1] > 0
 
 
