@@ -78,7 +78,8 @@ def _fit_in_torch(
             rows = th.from_numpy(indices).to(returns.device)
             values = value_function(*(take(array, rows) for array in inputs)).flatten()
             loss = ((values - returns[rows]) ** 2).sum() / n_total
-            gradients = th.autograd.grad(loss, parameters)
+            # A layer that the values pass by has a gradient of zero, with every worker
+            gradients = th.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             workers.add_up(gradients)
             clip_by_norm(gradients, max_grad_norm)
             for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -1,5 +1,6 @@
 """When an algorithm steps along its natural gradient, and what it tells of it."""
 
+import math
 import warnings
 
 import numpy as np
@@ -103,7 +104,7 @@ class NaturalGradientAlgorithm(EpisodicAlgorithm):
 
     def _current_target_kl(self) -> float:
         target_kl = self.target_kl(self._current_progress_remaining) if callable(self.target_kl) else self.target_kl
-        if isinstance(target_kl, th.Tensor) and target_kl.numel() == 1:
+        if isinstance(target_kl, (th.Tensor, np.ndarray)) and math.prod(target_kl.shape) == 1:
             target_kl = target_kl.item()
         checks.check_number("target_kl", target_kl, 0)  # a schedule may end at zero
         return float(target_kl)

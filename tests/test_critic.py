@@ -8,9 +8,10 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_reinforce import critic
+from sb3_reinforce import REINFORCE, critic
 from sb3_reinforce.policies import group_parameters
 
 
@@ -112,6 +113,29 @@ def test_other_critics_and_optimizers_are_left_to_pytorch(kwargs: dict[str, Any]
     before = copy.deepcopy([p.detach().clone() for p in parameters])
     fit(policy, parameters)
     assert any(not th.equal(a, b) for a, b in zip(before, parameters, strict=True))
+
+
+class WithSpareLayer(BaseFeaturesExtractor):
+    """Has a layer that the features pass by."""
+
+    def __init__(self, observation_space: spaces.Space):
+        super().__init__(observation_space, 8)
+        self.used, self.spare = nn.Linear(3, 8), nn.Linear(3, 8)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.used(observations)
+
+
+@pytest.mark.parametrize("natural_gradient", [False, True])
+@pytest.mark.parametrize("share_features_extractor", [False, True])
+def test_layers_without_use_stay_as_they_are(share_features_extractor: bool, natural_gradient: bool) -> None:
+    kwargs = {"features_extractor_class": WithSpareLayer, "share_features_extractor": share_features_extractor}
+    model = REINFORCE("MlpPolicy", "Pendulum-v1", policy_kwargs=kwargs, n_steps=64, natural_gradient=natural_gradient, seed=0)
+    before = state_of_weights(model.policy)
+    model.learn(400)
+    moved = {name for name, weight in model.policy.named_parameters() if not th.equal(weight, before[name])}
+    spare = {name for name in before if "spare" in name}
+    assert spare and moved == set(before) - spare
 
 
 def test_a_patched_or_hooked_critic_is_left_to_pytorch() -> None:
