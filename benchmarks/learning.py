@@ -1,15 +1,16 @@
 """
-How well does REINFORCE learn? Beside SB3's A2C and PPO and sb3-contrib's TRPO, with the same budgets, wrappers and seeds.
+How well does REINFORCE learn? Beside SB3's A2C and PPO and sb3-contrib's TRPO, with the same budgets and seeds.
 
 REINFORCE takes its entries from ``zoo_configs/reinforce.yml``, the others RL Zoo's own: that of the environment itself,
 else of its nearest older version, else SB3's defaults with ``VecNormalize``. Nothing of an entry is changed but its budget,
-which its schedules follow. ``reinforce_mc`` is REINFORCE with whole episodes and ``gae_lambda=1``, pure Monte Carlo (but for
+which its schedules follow: number of environments and wrappers (``VecNormalize``) are the entry's. ``reinforce_mc`` is REINFORCE with whole episodes and ``gae_lambda=1``, pure Monte Carlo (but for
 the critic's value of the last state where a time limit cuts an episode); its entry is REINFORCE's, overridden by what
 ``learning_mc.yml`` beside this file has for the environment. ``Delayed...`` environments pay the whole return at the end, and
 have a discount of 1 for every algorithm: with less, the longer an episode the less its end would count.
 
     python benchmarks/learning.py run [--algos ...] [--envs ...] [--seeds 0 1 ...] [--workers 2] [--folder DIR]
-    python benchmarks/learning.py cartpole-steps    # steps until CartPole-v1 is solved
+    python benchmarks/learning.py solve             # steps until deterministic evaluations pass, see SOLVE
+    python benchmarks/learning.py speed             # the first steps of each run, all algorithms in turn
     python benchmarks/learning.py random            # the returns of random actions
     python benchmarks/learning.py report            # tables and figures of whatever has finished
 
@@ -25,6 +26,10 @@ hyperparameters and versions. About 200 rows follow:
 
 The file is called ``.csv.partial`` until that last row is written. Runs that are finished are skipped, unfinished ones start
 again, so a benchmark can be stopped at any time and resumed. A run that fails leaves its error in ``ALGO-SEED.log``.
+
+The runs take days, and a machine is not equally fast on all of them. ``speed`` repeats the first steps of the runs with seeds
+0 to 2, one process at a time and the algorithms of an environment one after the other; the report sets the clock of each
+run by it.
 """
 
 import argparse
@@ -33,6 +38,7 @@ import fcntl
 import inspect
 import json
 import os
+import platform
 import re
 import resource
 import signal
@@ -88,10 +94,16 @@ N_EVAL_EPISODES = 20
 EVAL_SEED_OFFSET = 10_000
 COLUMNS = ("timesteps", "wall_seconds", "cpu_seconds", "n_episodes", "return_last_100", "eval_mean", "eval_std")
 PACKAGES = ("stable_baselines3", "sb3_contrib", "rl_zoo3", "torch", "gymnasium", "numpy", "mujoco", "box2d")
-#: The task and the contenders of ``cartpole-steps``: so many episodes every so many steps, three in a row to pass
-SOLVE_ENV, SOLVE_EVERY, SOLVE_EPISODES, SOLVE_RETURN, SOLVE_IN_A_ROW = "CartPole-v1", 1000, 10, 475.0, 3
-SOLVERS = ("reinforce", "reinforce_defaults", "ppo")
-SOLVE_FOLDER = "cartpole_steps"
+#: Pure Monte Carlo is in the plan for MuJoCo alone
+MONTE_CARLO = "reinforce_mc"
+#: ``solve``: every how many steps a deterministic evaluation of ten episodes is made, and the mean return that is to be
+#: reached three times in a row
+SOLVE = {"CartPole-v1": (1_000, 475.0), "LunarLander-v3": (10_000, 200.0)}
+SOLVE_EPISODES, SOLVE_IN_A_ROW = 10, 3
+SOLVERS = ("reinforce", "ppo")
+#: ``speed``: so many steps of a run
+SPEED_STEPS = 10_000
+SPEED_SEEDS = [0, 1, 2]
 #: Exit status of a run that another process is at
 BUSY = 75
 
@@ -143,12 +155,13 @@ class Run:
     seed: int
     budget: int
     folder: Path
-    #: ``learning`` or ``steps``: what is measured
+    #: ``learning``, ``solve`` or ``speed``: what is measured
     kind: str = "learning"
 
     @property
     def path(self) -> Path:
-        return self.folder / self.env_id / f"{self.algo}-{self.seed}.csv"
+        folder = self.folder if self.kind == "learning" else self.folder / self.kind
+        return folder / self.env_id / f"{self.algo}-{self.seed}.csv"
 
     @property
     def partial(self) -> Path:
@@ -214,8 +227,6 @@ def find_entry(algo: str, env_id: str) -> tuple[str, dict[str, Any]]:
     :param env_id: An environment
     :return: Where its hyperparameters are from, and those, in RL Zoo's form
     """
-    if algo == "reinforce_defaults":
-        return "defaults", {"policy": "MlpPolicy", "n_timesteps": 0}
     plain = env_id.removeprefix(DELAYED)
     path = config_file(zoo_algo(algo))
     entries = read_yaml(path)
@@ -224,7 +235,7 @@ def find_entry(algo: str, env_id: str) -> tuple[str, dict[str, Any]]:
         source, entry = "SB3's defaults with VecNormalize", {"policy": "MlpPolicy", "n_timesteps": 0, "normalize": True}
     else:
         source, entry = f"{path.name}: {key}", dict(entries[key])
-    if algo == "reinforce_mc":
+    if algo == MONTE_CARLO:
         overrides = read_yaml(Path(__file__).with_name("learning_mc.yml"))
         own = {**overrides.get(plain, {}), **overrides.get(env_id, {})}
         entry = {**entry, "complete_episodes": True, **own, "gae_lambda": 1.0}
@@ -288,8 +299,30 @@ def metadata(run: Run) -> dict[str, Any]:
         "entry": source,
         "hyperparameters": entry,
         "versions": versions,
+        "commit": commit(),
+        "machine": machine(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def commit() -> str | None:
+    """
+    :return: The commit that this is run from, with a mark if files were changed since; ``None`` outside of a repository
+    """
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def machine() -> str:
+    """
+    :return: The model of the processor, as far as the system tells
+    """
+    cpus = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpus.read_text()) if cpus.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def evaluate(model: Any, manager: Any, seed: int, n_episodes: int) -> Callable[[], tuple[float, float]]:
@@ -326,7 +359,9 @@ class Recorder:
     def __init__(self, run: Run, file: IO[str], evaluation: Callable[[], tuple[float, float]] | None = None):
         self.file = file
         self.evaluation = evaluation
-        self.every = SOLVE_EVERY if evaluation else max(run.budget // N_ROWS, 1)
+        self.every = SOLVE[run.env_id][0] if run.kind == "solve" else max(run.budget // N_ROWS, 1)
+        self.enough = SOLVE[run.env_id][1] if run.kind == "solve" else np.inf
+        self.last = SPEED_STEPS if run.kind == "speed" else np.inf
         self.next = self.every
         self.n_episodes = 0
         self.n_passed = 0
@@ -343,10 +378,10 @@ class Recorder:
         self.next = (model.num_timesteps // self.every + 1) * self.every
         if self.evaluation is None:
             self.write(model)
-            return True
+            return model.num_timesteps < self.last
         result = self.evaluate()
         self.write(model, *result)
-        self.n_passed = self.n_passed + 1 if result[0] >= SOLVE_RETURN else 0
+        self.n_passed = self.n_passed + 1 if result[0] >= self.enough else 0
         return self.n_passed < SOLVE_IN_A_ROW
 
     def evaluate(self) -> tuple[float, float]:
@@ -402,7 +437,7 @@ def train(run: Run) -> None:
 
         th.set_num_threads(1)
         model, manager = build(run)
-        if run.kind == "steps":
+        if run.kind == "solve":
             recorder = Recorder(run, file, evaluate(model, manager, run.seed + EVAL_SEED_OFFSET, SOLVE_EPISODES))
         else:
             recorder = Recorder(run, file)
@@ -433,16 +468,23 @@ def seeds_of(algo: str, env_id: str) -> int:
     :param env_id: An environment
     :return: How many seeds it gets
     """
+    if algo == MONTE_CARLO:
+        return 2
     if env_id not in MUJOCO | FURTHER:
         return 10
     return 3 if algo in ("a2c", "trpo") else 5
 
 
 def plan(
-    algos: list[str], env_ids: list[str], seeds: list[int] | None, folder: Path, factor: float = 1.0, kind: str = "learning"
+    algos: list[str] | None,
+    env_ids: list[str],
+    seeds: list[int] | None,
+    folder: Path,
+    factor: float = 1.0,
+    kind: str = "learning",
 ) -> list[Run]:
     """
-    :param algos: Algorithms
+    :param algos: Algorithms; ``None``: all, on the classic tasks but pure Monte Carlo
     :param env_ids: Environments
     :param seeds: Seeds; ``None``: as many as each gets
     :param folder: Where the results go
@@ -450,24 +492,26 @@ def plan(
     :param kind: What is measured
     :return: The runs, one seed after the other, so that one that is stopped leaves complete sweeps
     """
-    return [
+    runs = [
         Run(algo, env_id, seed, max(int(BUDGETS[env_id] * factor), 1), folder, kind)
         for seed in (range(10) if seeds is None else seeds)
         for env_id in env_ids
-        for algo in algos
+        for algo in algos or (ALGOS if env_id not in CLASSIC | FURTHER_CLASSIC else [a for a in ALGOS if a != MONTE_CARLO])
         if seeds is not None or seed < seeds_of(algo, env_id)
     ]
+    return list(dict.fromkeys(runs))  # nothing twice
 
 
 def is_finished(run: Run) -> bool:
     """
     :param run: A run
     :return: Whether its results are there
-    :raises ValueError: If those that are there were made with another budget
+    :raises ValueError: If those that are there were made with another budget, or are damaged
     """
     if not run.path.exists():
         return False
     found = read_metadata(run.path)
+    check_complete(run.path, found, run.kind)
     if found["budget"] != run.budget:
         raise ValueError(f"{run.path} has a budget of {found['budget']}, not {run.budget}: use another `--folder`.")
     if json.loads(json.dumps(find_entry(run.algo, run.env_id)[1], default=str)) != found["hyperparameters"]:
@@ -479,9 +523,28 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """
     :param path: The file of a run
     :return: What its first line says
+    :raises ValueError: If it says nothing
     """
     with open(path) as file:
-        return json.loads(file.readline().removeprefix("#"))
+        line = file.readline()
+    try:
+        return json.loads(line.removeprefix("#"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} must begin with a line of JSON, got {line[:40]!r}: remove it to repeat the run.") from error
+
+
+def check_complete(path: Path, info: dict[str, Any], kind: str = "learning") -> None:
+    """
+    :param path: The file of a run
+    :param info: What its first line says
+    :param kind: What was measured
+    :raises ValueError: If its last row is missing
+    """
+    row = last_row(path)
+    n_steps = {"learning": info["budget"], "solve": 0, "speed": SPEED_STEPS}[kind]
+    complete = int(row.get("timesteps", -1)) >= min(n_steps, info["budget"]) and (kind == "speed" or row["eval_mean"])
+    if not complete:
+        raise ValueError(f"{path} must go to the end of its run, got a last row of {row}: remove it to repeat the run.")
 
 
 def last_row(path: Path) -> dict[str, str]:
@@ -490,7 +553,7 @@ def last_row(path: Path) -> dict[str, str]:
     :return: Its last complete row
     """
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return dict(zip(COLUMNS, lines[-1].split(","), strict=True)) if len(lines) > 2 else {}
+    return dict(zip(COLUMNS, lines[-1].split(","), strict=False)) if len(lines) > 2 else {}
 
 
 class Runner:
@@ -607,27 +670,50 @@ def stop(number: int, _: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
+def natural(text: str) -> int:
+    """
+    :param text: A number as it is written
+    :return: That number
+    :raises ValueError: If it is negative, or no integer
+    """
+    if int(text) < 0:
+        raise ValueError
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """
+    :param text: A number as it is written
+    :return: That number
+    :raises ValueError: If it is not positive, or no integer
+    """
+    if natural(text) == 0:
+        raise ValueError
+    return int(text)
+
+
 def parse() -> argparse.Namespace:
     """
     :return: The command line's arguments
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    helps = {"run": "train", "cartpole-steps": "measure the steps until CartPole-v1 is solved"}
-    for name, algos in (("run", ALGOS), ("cartpole-steps", SOLVERS)):
-        command = commands.add_parser(name, help=helps[name])
-        command.add_argument("--algos", nargs="+", choices=algos, default=list(algos), help="algorithms")
-        command.add_argument("--seeds", nargs="+", type=int, help="seeds (default: as many as each environment gets)")
-        command.add_argument("--workers", type=int, default=2, help="number of runs at a time")
+    run = commands.add_parser("run", help="train")
+    run.add_argument("--algos", nargs="+", choices=ALGOS, help="algorithms (default: all, but reinforce_mc on MuJoCo alone)")
+    solve = commands.add_parser("solve", help="measure the steps until three evaluations in a row pass")
+    solve.add_argument("--algos", nargs="+", choices=ALGOS, default=list(SOLVERS), help="algorithms")
+    for command in (run, solve):
+        command.add_argument("--seeds", nargs="+", type=natural, help="seeds (default: as many as each environment gets)")
+        command.add_argument("--workers", type=positive, default=2, help="number of runs at a time")
         command.add_argument("--budget-factor", type=float, default=1.0, help=argparse.SUPPRESS)
+    speed = commands.add_parser("speed", help="measure the CPU time of the first steps, one process at a time")
+    speed.add_argument("--algos", nargs="+", choices=ALGOS, help="algorithms (default: as for `run`)")
     commands.add_parser("random", help="measure the returns of random actions")
     commands.add_parser("report", help="tables and figures of the runs that have finished")
     for name, command in commands.choices.items():
-        if name != "cartpole-steps":
-            envs = list(BUDGETS) if name == "report" else [*CLASSIC, *MUJOCO]
-            command.add_argument(
-                "--envs", nargs="+", choices=list(BUDGETS), default=envs, metavar="ENV", help=", ".join(BUDGETS)
-            )
+        known, envs = (list(SOLVE), list(SOLVE)) if name == "solve" else (list(BUDGETS), [*CLASSIC, *MUJOCO])
+        envs = known if name == "report" else envs
+        command.add_argument("--envs", nargs="+", choices=known, default=envs, metavar="ENV", help=", ".join(known))
         command.add_argument("--folder", type=Path, default=RESULTS / "learning", help="folder of the results")
     commands.choices["report"].add_argument("--algos", nargs="+", choices=ALGOS, default=list(ALGOS), help="algorithms")
     commands.choices["report"].add_argument(
@@ -652,11 +738,13 @@ def main() -> None:
         report(args.folder, args.docs, args.envs, args.algos, args.page)
     else:
         signal.signal(signal.SIGTERM, stop)
-        steps = args.command == "cartpole-steps"
-        env_ids, kind = ([SOLVE_ENV], "steps") if steps else (args.envs, "learning")
-        folder = args.folder / SOLVE_FOLDER if steps else args.folder
-        runs = plan(args.algos, env_ids, args.seeds, folder, args.budget_factor, kind)
-        sys.exit(not Runner(runs, args.workers).run())
+        if args.command == "speed":
+            runs, n_workers = plan(args.algos, args.envs, SPEED_SEEDS, args.folder, kind="speed"), 1
+        else:
+            kind = "solve" if args.command == "solve" else "learning"
+            runs = plan(args.algos, args.envs, args.seeds, args.folder, args.budget_factor, kind)
+            n_workers = args.workers
+        sys.exit(not Runner(runs, n_workers).run())
 
 
 if __name__ == "__main__":

@@ -17,10 +17,9 @@ from learning import (
     FURTHER_MUJOCO,
     MUJOCO,
     N_ROWS,
-    SOLVE_ENV,
-    SOLVE_FOLDER,
+    SOLVE,
     SOLVE_IN_A_ROW,
-    SOLVE_RETURN,
+    check_complete,
     find_entry,
     read_metadata,
     zoo_algo,
@@ -31,7 +30,6 @@ from sb3_reinforce import REINFORCE
 NAMES = {
     "reinforce": "REINFORCE",
     "reinforce_mc": "REINFORCE, Monte Carlo",
-    "reinforce_defaults": "REINFORCE, defaults",
     "a2c": "A2C",
     "ppo": "PPO",
     "trpo": "TRPO",
@@ -82,18 +80,21 @@ def load(folder: Path, env_ids: list[str], algos: list[str]) -> tuple[pd.DataFra
     :param env_ids: Environments
     :param algos: Algorithms
     :return: One row per run with its outcome, and the rows of all runs, both with the columns ``env``, ``algo`` and ``seed``
+    :raises ValueError: If a file is damaged
     """
     outcomes, curves = [], []
     for env_id in env_ids:
         for algo in algos:
             for path in sorted((folder / env_id).glob(f"{algo}-*.csv")):
-                info, rows = read_metadata(path), pd.read_csv(path, comment="#")
+                info = read_metadata(path)
+                check_complete(path, info)
+                rows = pd.read_csv(path, comment="#")
                 key = {"env": env_id, "algo": algo, "seed": info["seed"]}
                 last = rows.iloc[-1]
-                what = {"entry": info["entry"], "hyperparameters": info.get("hyperparameters")}
-                outcomes.append({**key, **what, **last[["return_last_100", "eval_mean", "timesteps", "cpu_seconds"]]})
+                what = {"entry": info["entry"], "hyperparameters": info["hyperparameters"]}
+                outcomes.append({**key, **what, **last[["return_last_100", "eval_mean"]]})
                 curves.append(rows.assign(**key))
-    columns = ["env", "algo", "seed", "entry", "hyperparameters", "return_last_100", "eval_mean", "timesteps", "cpu_seconds"]
+    columns = ["env", "algo", "seed", "entry", "hyperparameters", "return_last_100", "eval_mean"]
     runs = pd.DataFrame(outcomes, columns=columns).sort_values("seed", kind="stable")
     return runs, pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=[*COLUMNS, "env", "algo", "seed"])
 
@@ -177,11 +178,25 @@ def entries(runs: pd.DataFrame, env_ids: list[str], algos: list[str]) -> str:
     :param runs: The runs
     :param env_ids: Environments
     :param algos: Algorithms
-    :return: A table of the entries that the runs took their hyperparameters from
+    :return: A table of the entries that the runs took their hyperparameters from, with what they train in
     """
-    found = runs.groupby(["env", "algo"])["entry"].agg(lambda values: "; ".join(sorted(set(values))))
+    sources = [f"{entry}; {around(kwargs)}" for entry, kwargs in zip(runs["entry"], runs["hyperparameters"], strict=True)]
+    found = runs.assign(entry=sources).groupby(["env", "algo"])["entry"].agg(lambda values: " / ".join(sorted(set(values))))
     rows = [[env_id, *(str(found.get((env_id, algo), "-")) for algo in algos)] for env_id in env_ids]
     return markdown(["environment", *(NAMES[algo] for algo in algos)], rows)
+
+
+def around(entry: dict[str, Any]) -> str:
+    """
+    :param entry: An entry of RL Zoo
+    :return: How many environments it trains in, and what is normalized there
+    """
+    n_envs = entry.get("n_envs", 1)
+    text = f"{n_envs} environment{'s' if n_envs > 1 else ''}"
+    normalize = entry.get("normalize")
+    if normalize:
+        text += ", normalized" if normalize is True else f", normalized: `{normalize}`"
+    return text
 
 
 def read_random(folder: Path) -> dict[str, float]:
@@ -267,7 +282,9 @@ def estimate(data: dict[str, Any], metric: Callable[..., float]) -> dict[str, st
         return {}
     np.random.seed(0)  # rliable draws from NumPy's global generator, whatever random state it is given
     points, bounds = library.get_interval_estimates(data, lambda *scores: np.array([metric(*scores)]), reps=N_BOOTSTRAPS)
-    return {name: interval(points[name], bounds[name]) for name in data}
+    single = {name for name, scores in data.items() if len(scores[1] if isinstance(scores, tuple) else scores) == 1}
+    # There is no drawing of seeds from one
+    return {name: f"{points[name].item():.2f}" if name in single else interval(points[name], bounds[name]) for name in data}
 
 
 def aggregates(runs: pd.DataFrame, column: str, random: dict[str, float], algos: list[str]) -> str:
@@ -309,6 +326,34 @@ def first_reached(curve: pd.DataFrame, threshold: float) -> tuple[float, float]:
     return (reached["cpu_seconds"].iloc[0], reached["timesteps"].iloc[0]) if len(reached) else (math.inf, math.inf)
 
 
+def set_clocks(curves: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """
+    Runs of different days are made comparable: the clock of each is set so that its first steps take as long as they took
+    where the algorithms were measured in turn (``learning.py speed``). An environment with an algorithm that has not been
+    measured so is left as it is.
+
+    :param curves: The rows of the runs
+    :param folder: Folder of the results
+    :return: The rows, with other ``cpu_seconds``
+    """
+    measured = {}
+    for (env_id, algo), _ in curves.groupby(["env", "algo"]):
+        ends = [pd.read_csv(path, comment="#").iloc[-1] for path in (folder / "speed" / env_id).glob(f"{algo}-*.csv")]
+        if ends:
+            measured[env_id, algo] = np.median([end["timesteps"] / end["cpu_seconds"] for end in ends]), ends[0]["timesteps"]
+    complete = {env_id for env_id, group in curves.groupby("env") if all((env_id, a) in measured for a in set(group["algo"]))}
+
+    def scaled(run: pd.DataFrame) -> pd.Series:
+        key = run["env"].iloc[0], run["algo"].iloc[0]
+        if key[0] not in complete:
+            return run["cpu_seconds"]
+        speed, n_steps = measured[key]
+        return run["cpu_seconds"] * (n_steps / speed / np.interp(n_steps, run["timesteps"], run["cpu_seconds"]))
+
+    parts = [scaled(run) for _, run in curves.groupby(["env", "algo", "seed"], sort=False)]
+    return curves.assign(cpu_seconds=pd.concat(parts)) if parts else curves
+
+
 def times(runs: pd.DataFrame, curves: pd.DataFrame, random: dict[str, float], env_ids: list[str], algos: list[str]) -> str:
     """
     :param runs: The runs
@@ -317,15 +362,17 @@ def times(runs: pd.DataFrame, curves: pd.DataFrame, random: dict[str, float], en
     :param env_ids: Environments
     :param algos: Algorithms
     :return: A table of the medians over the seeds of the CPU seconds, and of the timesteps, until a return that both
-        REINFORCE and the other algorithm reach on average
+        REINFORCE and the other algorithm reach on average. Without the environments where REINFORCE has a horizon, which
+        makes its training returns those of other episodes
     """
+    horizons = {env for env, kwargs in zip(runs["env"], runs["hyperparameters"], strict=True) if kwargs.get("horizon")}
     finals = runs.groupby(["env", "algo"])["return_last_100"].mean()
     by_run = {key: list(group.groupby("seed")) for key, group in curves.groupby(["env", "algo"])}
     rows = []
     for env_id in env_ids:
         for algo in algos:
             both = [(env_id, OURS), (env_id, algo)]
-            if algo == OURS or env_id not in random or not all(key in by_run for key in both):
+            if algo == OURS or env_id in horizons or env_id not in random or not all(key in by_run for key in both):
                 continue
             threshold = random[env_id] + COMMON_SHARE * (min(finals[key] for key in both) - random[env_id])
             if threshold <= random[env_id]:
@@ -342,21 +389,25 @@ def times(runs: pd.DataFrame, curves: pd.DataFrame, random: dict[str, float], en
 def steps_to_solve(folder: Path) -> str:
     """
     :param folder: Folder of the results
-    :return: A table of the steps until the first of three consecutive evaluations that pass, on CartPole-v1
+    :return: A table of the steps and CPU seconds until the first of three consecutive evaluations that pass
     """
     rows = []
-    for algo, name in NAMES.items():
-        steps = []
-        for path in sorted((folder / SOLVE_FOLDER / SOLVE_ENV).glob(f"{algo}-*.csv")):
-            run = pd.read_csv(path, comment="#")
-            passed = (run["eval_mean"] >= SOLVE_RETURN).astype(int)
-            # 1 where this evaluation and the next ones pass
-            starts = passed[::-1].rolling(SOLVE_IN_A_ROW).min()[::-1] == 1
-            steps.append(float(run["timesteps"][starts].min()) if starts.any() else math.inf)
-        if steps:
-            solved = f"{np.isfinite(steps).sum()} of {len(steps)}"
-            rows.append([name, solved, *(number(float(f(steps))) for f in (np.median, np.min, np.max))])
-    return markdown(["", "solved", "median steps", "least", "most"], rows) if rows else "No run has finished."
+    for env_id, (_, enough) in SOLVE.items():
+        for algo, name in NAMES.items():
+            reached = []
+            for path in sorted((folder / "solve" / env_id).glob(f"{algo}-*.csv")):
+                run = pd.read_csv(path, comment="#")
+                passed = (run["eval_mean"] >= enough).astype(int)
+                # 1 where this evaluation and the next ones pass
+                starts = run[passed[::-1].rolling(SOLVE_IN_A_ROW).min()[::-1] == 1]
+                reached.append((math.inf, math.inf) if starts.empty else starts[["timesteps", "cpu_seconds"]].iloc[0])
+            if reached:
+                steps, seconds = np.array(reached, dtype=float).T
+                solved = f"{np.isfinite(steps).sum()} of {len(steps)}"
+                figures = (np.median(steps), np.min(steps), np.max(steps), np.median(seconds))
+                rows.append([f"{env_id}, {name}", number(enough), solved, *(number(float(figure)) for figure in figures)])
+    header = ["", "return", "solved", "median steps", "least", "most", "median CPU s"]
+    return markdown(header, rows) if rows else "No run has finished."
 
 
 # === Figures ===
@@ -455,21 +506,22 @@ def tables(folder: Path, runs: pd.DataFrame, curves: pd.DataFrame, env_ids: list
     """
     :param folder: Folder of the results
     :param runs: The runs
-    :param curves: Their rows
+    :param curves: Their rows, with their clocks set
     :param env_ids: Environments
     :param algos: Algorithms
     :return: All tables, by title
     """
     random = read_random(folder)
-    runs = runs.assign(steps_per_second=runs["timesteps"] / runs["cpu_seconds"])
+    last = curves.groupby(["env", "algo", "seed"], as_index=False).last()
+    speeds = last.assign(steps_per_second=last["timesteps"] / last["cpu_seconds"])
     return {
         "Mean training return of the last 100 episodes": table(runs, "return_last_100", env_ids, algos),
         "Evaluation at the end, deterministic": table(runs, "eval_mean", env_ids, algos),
         "MuJoCo tasks together: evaluation at the end": aggregates(runs, "eval_mean", random, algos),
         "MuJoCo tasks together: training return": aggregates(runs, "return_last_100", random, algos),
         "CPU time until a return that both reach": times(runs, curves, random, env_ids, algos),
-        f"Steps until {SOLVE_ENV} is solved": steps_to_solve(folder),
-        "Timesteps per CPU second of training": table(runs, "steps_per_second", env_ids, algos),
+        "Steps and CPU time until three deterministic evaluations in a row pass": steps_to_solve(folder),
+        "Timesteps per CPU second of training": table(speeds, "steps_per_second", env_ids, algos),
         "Hyperparameters": entries(runs, env_ids, algos),
         "Runs of REINFORCE with other hyperparameters than today's": outdated(runs),
         "Pure Monte Carlo and the published REINFORCE": beside_published(runs, "reinforce_mc"),
@@ -486,6 +538,7 @@ def report(folder: Path, docs: Path, env_ids: list[str], algos: list[str], page:
     :param page: A page to put the tables into, see :func:`put_between`
     """
     runs, curves = load(folder, env_ids, algos)
+    curves = set_clocks(curves, folder)
     env_ids, algos = in_order(runs, "env", env_ids), in_order(runs, "algo", algos)
     sections = tables(folder, runs, curves, env_ids, algos)
     text = "\n\n".join(f"### {title}\n\n{body}" for title, body in sections.items())

@@ -48,7 +48,7 @@ def test_runs_are_finished_skipped_and_repeated(tmp_path: Path) -> None:
     assert not path.with_name(path.name + ".partial").exists() and not path.with_suffix(".log").exists()
     info = json.loads(path.read_text().splitlines()[0].removeprefix("#"))
     assert info["budget"] == 200 and info["entry"].startswith("reinforce.yml: CartPole-v1")
-    assert info["hyperparameters"]["gae_lambda"] == 1.0
+    assert info["hyperparameters"]["gae_lambda"] == 1.0 and info["machine"]
     rows = pd.read_csv(path, comment="#")
     assert rows["timesteps"].is_monotonic_increasing and rows["timesteps"].iloc[-1] >= 200
     assert rows["eval_mean"].notna().tolist() == [False] * (len(rows) - 1) + [True]
@@ -59,6 +59,31 @@ def test_runs_are_finished_skipped_and_repeated(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == written
     with pytest.raises(ValueError, match="budget"):
         learning.is_finished(learning.Run("reinforce_mc", "CartPole-v1", 0, 300, tmp_path))
+
+
+@pytest.mark.parametrize("n_bytes", [0, 30, -1, -20])
+def test_a_damaged_file_is_named(n_bytes: int, tmp_path: Path) -> None:
+    """Cut anywhere: in the first line, in the last row, or before it."""
+    import learning
+    import learning_report
+
+    write(tmp_path, "Hopper-v5", "reinforce", 0, 100.0, speed=10)
+    path = tmp_path / "Hopper-v5" / "reinforce-0.csv"
+    run = learning.Run("reinforce", "Hopper-v5", 0, 1000, tmp_path)
+    assert learning.is_finished(run)
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    for function in (lambda: learning.is_finished(run), lambda: learning_report.load(tmp_path, ["Hopper-v5"], ["reinforce"])):
+        with pytest.raises(ValueError, match=r"reinforce-0\.csv must .* remove it to repeat the run"):
+            function()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--workers", "0"], ["--workers", "-1"], ["--seeds", "-1"], ["--envs", "Hopper"], ["--algos", "sac"]],
+    ids=str,
+)
+def test_bad_arguments_are_refused(arguments: list[str], tmp_path: Path) -> None:
+    assert f"argument {arguments[0]}: invalid" in benchmark("run", *arguments, folder=tmp_path, status=2)
 
 
 def test_two_runners_may_come_to_the_same_run(tmp_path: Path) -> None:
@@ -126,6 +151,10 @@ def test_seeds_come_one_after_the_other(tmp_path: Path) -> None:
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     counts = {key: sum((run.algo, run.env_id) == key for run in runs) for key in {(run.algo, run.env_id) for run in runs}}
     assert counts["trpo", "Hopper-v5"] == 3 and counts["ppo", "Hopper-v5"] == 5 and counts["trpo", "CartPole-v1"] == 10
+    assert len(learning.plan(["ppo", "ppo"], ["CartPole-v1"], [0, 0, 1], tmp_path)) == 2  # nothing twice
+    planned = {(run.algo, run.env_id) for run in learning.plan(None, [*learning.BUDGETS], None, tmp_path)}
+    assert ("reinforce_mc", "Hopper-v5") in planned and ("reinforce_mc", "CartPole-v1") not in planned
+    assert ("reinforce", "CartPole-v1") in planned and ("reinforce_mc", "DelayedHopper-v5") in planned
 
 
 def test_delayed_rewards() -> None:
@@ -148,7 +177,7 @@ def test_delayed_rewards() -> None:
         assert np.isclose(rewards[delayed][-1], sum(rewards[plain]))
 
 
-def write(folder: Path, env_id: str, algo: str, seed: int, final: float, speed: float) -> None:
+def write(folder: Path, env_id: str, algo: str, seed: int, final: float, speed: float, horizon: int | None = None) -> None:
     """A run whose return rises along a line, to be reached at 9/10 of the steps."""
     from learning import COLUMNS, find_entry
 
@@ -158,8 +187,9 @@ def write(folder: Path, env_id: str, algo: str, seed: int, final: float, speed: 
     lines = [f"{t},{t / speed},{t / speed},{t},{final * t / 1000},," for t in steps]
     lines.append(f"1000,{1000 / speed},{1000 / speed},1000,{final},{2 * final},1")
     info = {"algo": algo, "env": env_id, "seed": seed, "budget": 1000, "entry": "some.yml: entry"}
+    info["hyperparameters"] = {"n_envs": 4, "normalize": True}
     if algo == "reinforce":
-        info["hyperparameters"] = {**find_entry(algo, env_id)[1], "n_steps": 1000 + seed, "horizon": None}
+        info["hyperparameters"] = {**find_entry(algo, env_id)[1], "n_steps": 1000 + seed, "horizon": horizon}
     path.write_text("\n".join([f"# {json.dumps(info)}", ",".join(COLUMNS), *lines]) + "\n")
 
 
@@ -187,7 +217,10 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "| Hopper-v5 | 400 ± 200 (3) | 1,000 ± 283 (2) |" in text  # evaluation
     # 180: the second seed's run gets there after 900 of 1000 steps, PPO's after 450 and 300
     assert "| Hopper-v5, PPO | 180 | 90.0 | 200 | 2.22 | 900 | 400 |" in text
-    assert "some.yml: entry" in text and "Walker2d" not in text.split("Left out")[0]
+    assert (
+        "| some.yml: entry; 1 environment, normalized | some.yml: entry; 4 environments, normalized |" in text
+        and "Walker2d" not in text.split("Left out")[0]
+    )
     # The seeds that were run with n_steps=1001 and 1002, where the entry of Hopper has 1000 and that of Swimmer 4000
     swimmers = ", ".join(f"reinforce-{seed} on Swimmer-v5" for seed in range(3))
     assert f"today's\n\nreinforce-1 on Hopper-v5, reinforce-2 on Hopper-v5, {swimmers}\n\n### " in text
@@ -198,7 +231,56 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert (tmp_path / "docs/learning_mujoco_cpu.png").stat().st_size > 0
     if find_spec("rliable") is not None:
         assert "Over 2 tasks: Swimmer-v5, Hopper-v5." in text and ", TRPO." in text and "| TRPO | 1 |" not in text
+        one = learning_report.estimate({"one": np.array([[1.0, 3.0]]), "two": np.ones((2, 2))}, lambda x: float(x.mean()))
+        assert one == {"one": "2.00", "two": "1.00 [1.00, 1.00]"}  # one seed tells of no interval
         assert "| REINFORCE | 3 | 0.40 [" in text and "| PPO | 2 | 1.00 [" in text and "0.00 [0.00, 0.00]" in text
+
+
+def test_clocks_are_those_of_the_measurement_in_turn(tmp_path: Path) -> None:
+    """PPO's second run was made on a day when the machine was half as fast."""
+    import learning_report
+
+    def median_times() -> str:
+        runs, curves = learning_report.load(tmp_path, ["Hopper-v5"], ["reinforce", "ppo"])
+        curves = learning_report.set_clocks(curves, tmp_path)
+        return learning_report.times(runs, curves, {"Hopper-v5": 0.0}, ["Hopper-v5"], ["reinforce", "ppo"])
+
+    write(tmp_path, "Hopper-v5", "reinforce", 0, 100.0, speed=10)
+    for seed, speed in ((0, 10), (1, 5)):
+        write(tmp_path, "Hopper-v5", "ppo", seed, 100.0, speed=speed)
+    plain = "| Hopper-v5, PPO | 90.0 | 90.0 | 135 | 1.50 | 900 | 900 |"
+    assert plain in median_times()
+    for seed, speed in enumerate((50, 40, 1)):
+        write(tmp_path / "speed", "Hopper-v5", "ppo", seed, 0.0, speed=speed)
+    assert plain in median_times()  # REINFORCE has not been measured
+    write(tmp_path / "speed", "Hopper-v5", "reinforce", 0, 0.0, speed=100)
+    assert "| Hopper-v5, PPO | 90.0 | 9.00 | 22.5 | 2.50 | 900 | 900 |" in median_times()
+
+
+def test_returns_of_episodes_cut_at_a_horizon_are_not_compared(tmp_path: Path) -> None:
+    import learning_report
+
+    write(tmp_path, "Hopper-v5", "ppo", 0, 100.0, speed=10)
+    for horizon, compared in ((None, True), (300, False)):
+        write(tmp_path, "Hopper-v5", "reinforce", 0, 100.0, speed=10, horizon=horizon)
+        runs, curves = learning_report.load(tmp_path, ["Hopper-v5"], ["reinforce", "ppo"])
+        text = learning_report.times(runs, curves, {"Hopper-v5": 0.0}, ["Hopper-v5"], ["reinforce", "ppo"])
+        assert ("Hopper-v5, PPO" in text) == compared
+
+
+def test_speed_repeats_the_first_steps_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import learning
+
+    monkeypatch.setattr(learning, "SPEED_STEPS", 300)
+    rows = {}
+    for kind in ("learning", "speed"):
+        run = learning.Run("reinforce", "CartPole-v1", 0, 2000, tmp_path, kind)
+        learning.train(run)
+        assert learning.is_finished(run)
+        rows[kind] = pd.read_csv(run.path, comment="#").drop(columns=["wall_seconds", "cpu_seconds"])
+    assert rows["speed"]["timesteps"].iloc[-1] == 300
+    pd.testing.assert_frame_equal(rows["speed"], rows["learning"].iloc[:30], check_dtype=False)
+    assert (tmp_path / "speed" / "CartPole-v1" / "reinforce-0.csv").exists()
 
 
 def test_report_of_nothing(tmp_path: Path) -> None:
@@ -213,9 +295,11 @@ def test_steps_to_solve(tmp_path: Path) -> None:
     from learning import COLUMNS
     from learning_report import steps_to_solve
 
-    folder = tmp_path / "cartpole_steps" / "CartPole-v1"
+    folder = tmp_path / "solve" / "CartPole-v1"
     folder.mkdir(parents=True)
     for seed, returns in enumerate(([500, 100, 480, 475, 500], [500, 500, 100, 500, 500])):
-        rows = [f"{1000 * i},1,1,10,50,{value},0" for i, value in enumerate(returns, start=1)]
+        rows = [f"{1000 * i},1,{i + seed},10,50,{value},0" for i, value in enumerate(returns, start=1)]
         (folder / f"ppo-{seed}.csv").write_text("\n".join(["# {}", ",".join(COLUMNS), *rows]) + "\n")
-    assert "| PPO | 1 of 2 | - | 3,000 | - |" in steps_to_solve(tmp_path)
+    assert "| CartPole-v1, PPO | 475 | 1 of 2 | - | 3,000 | - | - |" in steps_to_solve(tmp_path)
+    (folder / "ppo-1.csv").unlink()
+    assert "| CartPole-v1, PPO | 475 | 1 of 1 | 3,000 | 3,000 | 3,000 | 3.00 |" in steps_to_solve(tmp_path)

@@ -1,6 +1,8 @@
 """What is published was measured: the tables of BENCHMARKS.md and the returns in the zoo entries come from the runs' files."""
 
 import re
+import shutil
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,28 @@ FOLDER = ROOT / "benchmarks" / "results" / "learning"
 
 
 @pytest.fixture
-def results(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+def folder(tmp_path: Path) -> Path:
+    """The published results; runs that were made since, and are not published, do not count."""
+    listing = subprocess.run(["git", "ls-files", "-z", "."], cwd=FOLDER, capture_output=True, text=True)
+    if listing.returncode:  # not a repository
+        return FOLDER
+    for name in listing.stdout.split("\0")[:-1]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(FOLDER / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from learning import ALGOS, BUDGETS
-    from learning_report import load
+    from learning_report import load, set_clocks
 
-    return load(FOLDER, list(BUDGETS), list(ALGOS))
+    runs, curves = load(folder, list(BUDGETS), list(ALGOS))
+    return runs, set_clocks(curves, folder)
 
 
-def test_the_tables_are_those_of_the_runs(results: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_are_those_of_the_runs(folder: Path, results: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     import learning_report
     from learning import ALGOS, BUDGETS
 
@@ -34,19 +49,23 @@ def test_the_tables_are_those_of_the_runs(results: tuple[Any, Any], monkeypatch:
     envs, algos = (learning_report.in_order(runs, *what) for what in (("env", list(BUDGETS)), ("algo", list(ALGOS))))
     page = (ROOT / "BENCHMARKS.md").read_text().split(learning_report.BEGIN)[1].split(learning_report.END)[0]
     published = dict(section.split("\n\n", 1) for section in page.split("### ")[1:])
-    expected = learning_report.tables(FOLDER, runs, curves, envs, algos)
+    expected = learning_report.tables(folder, runs, curves, envs, algos)
     assert list(published) == list(expected) and len(expected) > 8
     for title, body in expected.items():
         assert not body or published[title].strip() == body, title
-    random = learning_report.read_random(FOLDER)
+    random = learning_report.read_random(folder)
     for title, column in (("evaluation at the end", "eval_mean"), ("training return", "return_last_100")):
         matrices, tasks = learning_report.score_matrices(runs, column, random, algos)
-        assert len(tasks) == 7
+        section = published[f"MuJoCo tasks together: {title}"]
+        assert len(tasks) == 7 and section.startswith(f"Over 7 tasks: {', '.join(tasks)}.\n")
+        rows = {name: cells for name, *cells in re.findall(r"^\| ([^|]+) \| (\d+) \| ([\d.]+) [^|]*\| (\S+)", section, re.M)}
         for algo, scores in matrices.items():
             flat = np.sort(scores.ravel())
             cut = len(flat) // 4
-            row = f"| {learning_report.NAMES[algo]} | {len(scores)} | {flat[cut:-cut].mean():.2f} ["
-            assert row in published[f"MuJoCo tasks together: {title}"], row
+            ours, theirs = matrices["reinforce"][:, None], scores[None]
+            better = f"{((ours > theirs) + 0.5 * (ours == theirs)).mean():.2f}" if algo != "reinforce" else "-"
+            assert rows.pop(learning_report.NAMES[algo]) == [str(len(scores)), f"{flat[cut:-cut].mean():.2f}", better], algo
+        assert not rows
 
 
 def test_the_entries_say_what_their_runs_came_to(results: tuple[Any, Any]) -> None:
