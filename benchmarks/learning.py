@@ -3,10 +3,11 @@ How well does REINFORCE learn? Beside SB3's A2C and PPO and sb3-contrib's TRPO, 
 
 REINFORCE takes its entries from ``zoo_configs/reinforce.yml``, the others RL Zoo's own: that of the environment itself,
 else of its nearest older version, else SB3's defaults with ``VecNormalize``. Nothing of an entry is changed but its budget,
-which its schedules follow: number of environments and wrappers (``VecNormalize``) are the entry's. ``reinforce_mc`` is REINFORCE with whole episodes and ``gae_lambda=1``, pure Monte Carlo (but for
-the critic's value of the last state where a time limit cuts an episode); its entry is REINFORCE's, overridden by what
-``learning_mc.yml`` beside this file has for the environment. ``Delayed...`` environments pay the whole return at the end, and
-have a discount of 1 for every algorithm: with less, the longer an episode the less its end would count.
+which its schedules follow: number of environments and wrappers (``VecNormalize``) are the entry's. ``reinforce_mc`` is
+REINFORCE with whole episodes and ``gae_lambda=1``, pure Monte Carlo (but for the critic's value of the last state where a
+time limit cuts an episode); its entry is REINFORCE's, overridden by what ``learning_mc.yml`` beside this file has for the
+environment. ``Delayed...`` environments pay the whole return at the end, and have a discount of 1 for every algorithm: with
+less, the longer an episode the less its end would count.
 
     python benchmarks/learning.py run [--algos ...] [--envs ...] [--seeds 0 1 ...] [--workers 2] [--folder DIR]
     python benchmarks/learning.py solve             # steps until deterministic evaluations pass, see SOLVE
