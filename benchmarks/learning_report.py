@@ -71,7 +71,7 @@ PUBLISHED = {
     ),
 }
 #: Between these lines of a page stand the tables
-BEGIN, END = "<!-- Written by `learning.py report`: begin -->", "<!-- Written by `learning.py report`: end -->"
+MARKS = "<!-- Written by `learning.py report`: begin -->", "<!-- Written by `learning.py report`: end -->"
 
 
 def load(folder: Path, env_ids: list[str], algos: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -489,16 +489,17 @@ def figure(curves: pd.DataFrame, x: str, env_ids: list[str], algos: list[str], p
     plt.close(sheet)
 
 
-def put_between(path: Path, text: str) -> None:
+def put_between(path: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
     """
     :param path: A page that holds the lines that say where the tables stand
     :param text: What is to stand between them
+    :param marks: Those lines
     :raises ValueError: If they are not there
     """
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = path.read_text().partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not (begin and end):
-        raise ValueError(f"{path} must hold the lines {BEGIN!r} and {END!r}, between which the tables go.")
+        raise ValueError(f"{path} must hold the lines {marks[0]!r} and {marks[1]!r}, between which the tables go.")
     path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 

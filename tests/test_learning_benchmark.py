@@ -205,13 +205,13 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
             write(tmp_path, env_id, "ppo", seed, final, speed=2)
     write(tmp_path, "Hopper-v5", "trpo", 0, 500.0, speed=1)  # on one of the tasks only
     (tmp_path / "random.csv").write_text("env,mean,std,n_episodes\nHopper-v5,0,1,5\nSwimmer-v5,0,1,5\n")
-    page = tmp_path / "page.md"
-    page.write_text(f"Before\n{learning_report.BEGIN}\nold{learning_report.END}\nAfter\n")
+    page, (begin, end) = tmp_path / "page.md", learning_report.MARKS
+    page.write_text(f"Before\n{begin}\nold{end}\nAfter\n")
     env_ids, algos = ["Hopper-v5", "Swimmer-v5", "Walker2d-v5"], ["reinforce", "a2c", "ppo", "trpo"]
     learning_report.report(tmp_path, tmp_path / "docs", env_ids, algos, page)
 
     text = (tmp_path / "report.md").read_text()
-    assert page.read_text() == f"Before\n{learning_report.BEGIN}\n\n{text}\n{learning_report.END}\nAfter\n"
+    assert page.read_text() == f"Before\n{begin}\n\n{text}\n{end}\nAfter\n"
     assert text in capsys.readouterr().out
     assert "| Hopper-v5 | 200 ± 100 (3) | 500 ± 141 (2) |" in text  # training
     assert "| Hopper-v5 | 400 ± 200 (3) | 1,000 ± 283 (2) |" in text  # evaluation

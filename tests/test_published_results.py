@@ -39,6 +39,10 @@ def results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     return runs, set_clocks(curves, folder)
 
 
+def between(marks: tuple[str, str]) -> str:
+    return (ROOT / "BENCHMARKS.md").read_text().split(marks[0])[1].split(marks[1])[0]
+
+
 def test_the_tables_are_those_of_the_runs(folder: Path, results: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     import learning_report
     from learning import ALGOS, BUDGETS
@@ -47,7 +51,7 @@ def test_the_tables_are_those_of_the_runs(folder: Path, results: tuple[Any, Any]
     monkeypatch.setattr(learning_report, "aggregates", lambda *_: "")
     runs, curves = results
     envs, algos = (learning_report.in_order(runs, *what) for what in (("env", list(BUDGETS)), ("algo", list(ALGOS))))
-    page = (ROOT / "BENCHMARKS.md").read_text().split(learning_report.BEGIN)[1].split(learning_report.END)[0]
+    page = between(learning_report.MARKS)
     published = dict(section.split("\n\n", 1) for section in page.split("### ")[1:])
     expected = learning_report.tables(folder, runs, curves, envs, algos)
     assert list(published) == list(expected) and len(expected) > 8
@@ -79,3 +83,10 @@ def test_the_entries_say_what_their_runs_came_to(results: tuple[Any, Any]) -> No
         assert (mean, deviation, n_seeds) == found, env_id
         assert set(ours["seed"]) == set(range(len(ours))), env_id
         assert set(ours["hyperparameters"].map(lambda entry: entry["n_timesteps"])) == {float(n_steps)}, env_id
+
+
+def test_the_table_of_the_defaults_is_that_of_their_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import defaults
+
+    assert between(defaults.MARKS).strip() == defaults.table()

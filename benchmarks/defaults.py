@@ -1,0 +1,174 @@
+"""
+What are the constructor's defaults worth? Each is changed by itself, on three small tasks.
+
+    python benchmarks/defaults.py run [--workers 2] [--tasks ...] [--changes ...]     # goes on where it was stopped
+    python benchmarks/defaults.py report [--page BENCHMARKS.md]                       # the table
+
+A run leaves one row in ``results/defaults.csv``: the mean return of the last 100 episodes, averaged over the training (how
+fast it learns), and that of 20 deterministic episodes at the end. Seeds from 200 on are in no other benchmark.
+"""
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[variable] = "1"  # before NumPy and PyTorch are imported
+
+import gymnasium as gym
+import numpy as np
+import pandas as pd
+import torch as th
+from learning import as_callback, positive
+from learning_report import markdown, number, put_between
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.utils import LinearSchedule
+
+from sb3_reinforce import REINFORCE
+
+RESULTS = Path(__file__).parent / "results" / "defaults.csv"
+COLUMNS = ("task", "change", "seed", "timesteps", "training_return", "eval_mean")
+FIRST_SEED = 200
+N_POINTS, N_EVAL_EPISODES = 50, 20
+MARKS = "<!-- Written by `defaults.py report`: begin -->", "<!-- Written by `defaults.py report`: end -->"
+#: Timesteps and number of seeds
+TASKS = {"CartPole-v1": (50_000, 5), "Acrobot-v1": (100_000, 3), "InvertedPendulum-v5": (50_000, 3)}
+NATURAL = {"natural_gradient": True}
+CHANGES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "`learning_rate` 0.03 → 0.0003": {"learning_rate": LinearSchedule(3e-2, 3e-4, 1.0)},
+    "`learning_rate` 0.003 → 0.00003": {"learning_rate": LinearSchedule(3e-3, 3e-5, 1.0)},
+    "`learning_rate` 0.01": {"learning_rate": 1e-2},
+    "`learning_rate` 0.001": {"learning_rate": 1e-3},
+    "`critic_learning_rate` 0.001": {"critic_learning_rate": 1e-3},
+    "`n_steps` 128": {"n_steps": 128},
+    "`n_steps` 256": {"n_steps": 256},
+    "`n_steps` 1024": {"n_steps": 1024},
+    "`n_steps` 2048": {"n_steps": 2048},
+    "`batch_size` 64": {"batch_size": 64},
+    "`batch_size` 1024": {"batch_size": 1024},
+    "`gamma` 0.98": {"gamma": 0.98},
+    "`gamma` 0.999": {"gamma": 0.999},
+    "`gae_lambda` 0.95": {"gae_lambda": 0.95},
+    "`reward_to_go` False": {"reward_to_go": False},
+    "`baseline` None": {"baseline": None},
+    "`discount_state_distribution` True": {"discount_state_distribution": True},
+    "`average_over` episodes": {"average_over": "episodes"},
+    "`normalize_advantage` False": {"normalize_advantage": False},
+    "`ent_coef` 0.01": {"ent_coef": 0.01},
+    "`vf_coef` 0": {"vf_coef": 0.0},
+    "`max_grad_norm` 0.1": {"max_grad_norm": 0.1},
+    "`max_grad_norm` 10": {"max_grad_norm": 10.0},
+    "`n_critic_updates` 0": {"n_critic_updates": 0},
+    "`n_critic_updates` 1": {"n_critic_updates": 1},
+    "`n_critic_updates` 20": {"n_critic_updates": 20},
+    "`natural_gradient` True": NATURAL,
+    "`natural_gradient` True, `target_kl` 0.003": {**NATURAL, "target_kl": 0.003},
+    "`natural_gradient` True, `target_kl` 0.03": {**NATURAL, "target_kl": 0.03},
+    "`natural_gradient` True, `cg_damping` 1": {**NATURAL, "cg_damping": 1.0},
+    "`natural_gradient` True, `cg_damping` 0.01": {**NATURAL, "cg_damping": 0.01},
+    "`natural_gradient` True, `cg_max_steps` 5": {**NATURAL, "cg_max_steps": 5},
+    "`natural_gradient` True, `sub_sampling_factor` 5": {**NATURAL, "sub_sampling_factor": 5},
+}
+
+
+class Average:
+    """
+    The mean return of the last 100 episodes, averaged over the training: the work of a callback.
+
+    :param n_steps: Timesteps of the training
+    """
+
+    def __init__(self, n_steps: int):
+        self.every = self.next = n_steps // N_POINTS
+        self.returns: list[float] = []
+
+    def __call__(self, local_variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        model = local_variables["self"]
+        if model.num_timesteps >= self.next and model.ep_info_buffer:
+            self.next += self.every
+            self.returns.append(float(np.mean([info["r"] for info in model.ep_info_buffer])))
+        return True
+
+
+def train(task: str, change: str, seed: int) -> str:
+    """
+    :param task: An environment
+    :param change: What is changed
+    :param seed: The seed
+    :return: The row of this run
+    """
+    th.set_num_threads(1)
+    n_steps, _ = TASKS[task]
+    average = Average(n_steps)
+    model = REINFORCE("MlpPolicy", task, seed=seed, device="cpu", **CHANGES[change])
+    model.learn(n_steps, callback=as_callback(average))
+    env = Monitor(gym.make(task))
+    env.reset(seed=seed + 10_000)
+    mean, _ = evaluate_policy(model, env, N_EVAL_EPISODES)
+    return f'{task},"{change}",{seed},{n_steps},{np.mean(average.returns):.6g},{mean:.6g}'
+
+
+def run(tasks: list[str], changes: list[str], n_workers: int) -> None:
+    """
+    :param tasks: Environments
+    :param changes: What is changed
+    :param n_workers: Number of runs at a time
+    """
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    if not RESULTS.exists():
+        RESULTS.write_text(",".join(COLUMNS) + "\n")
+    done = set(pd.read_csv(RESULTS)[["task", "change", "seed"]].itertuples(index=False, name=None))
+    todo = [(task, change, FIRST_SEED + i) for task in tasks for change in changes for i in range(TASKS[task][1])]
+    todo = [arguments for arguments in todo if arguments not in done]
+    with ProcessPoolExecutor(n_workers) as pool:
+        for i, future in enumerate(as_completed([pool.submit(train, *arguments) for arguments in todo]), start=1):
+            with RESULTS.open("a") as file:
+                file.write(future.result() + "\n")
+            print(f"{i} of {len(todo)}: {future.result()}", flush=True)
+
+
+def table() -> str:
+    """
+    :return: What the runs came to: mean and standard deviation over the seeds of the average return, and the mean evaluation
+    """
+    runs = pd.read_csv(RESULTS)
+    groups = {key: group for key, group in runs.groupby(["task", "change"])}
+    tasks = [task for task in TASKS if (runs["task"] == task).any()]
+    rows = []
+    for change in CHANGES:
+        cells = [change]
+        for task in tasks:
+            group = groups.get((task, change))
+            if group is None:
+                cells += ["-", "-"]
+                continue
+            training = group["training_return"]
+            cells += [f"{number(training.mean())} ± {number(training.std())}", number(group["eval_mean"].mean())]
+        rows.append(cells)
+    return markdown(["change", *(column for task in tasks for column in (task, "evaluation"))], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run", help="train")
+    runs.add_argument("--workers", type=positive, default=2, help="number of runs at a time")
+    runs.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="ENV", help=", ".join(TASKS))
+    runs.add_argument("--changes", nargs="+", choices=CHANGES, default=list(CHANGES), metavar="CHANGE", help="as in the table")
+    report = commands.add_parser("report", help="the table")
+    report.add_argument("--page", type=Path, help="page to put the table into (BENCHMARKS.md)")
+    args = parser.parse_args()
+    if args.command == "run":
+        run(args.tasks, args.changes, args.workers)
+    else:
+        print(table())
+        if args.page is not None:
+            put_between(args.page, table(), MARKS)
+
+
+if __name__ == "__main__":
+    main()
