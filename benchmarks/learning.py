@@ -617,7 +617,7 @@ class Runner:
         if status == 0 and run.path.exists():
             run.log.unlink(missing_ok=True)  # two runners that came to the same run have one
             row = last_row(run.path)
-            outcome = f"return {row['return_last_100'] or '-'}, evaluation {row['eval_mean']}"
+            outcome = f"return {row['return_last_100'] or '-'}, evaluation {row['eval_mean'] or '-'}"
             outcome += f", {row['timesteps']} steps in {float(row['cpu_seconds']):.0f} s of CPU"
         elif status == BUSY:
             outcome = "another process is at it"

@@ -13,6 +13,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from sb3_reinforce import REINFORCE
+
 pytestmark = pytest.mark.skipif(find_spec("rl_zoo3") is None, reason="RL Zoo (rl_zoo3) is not installed")
 pd = pytest.importorskip("pandas")
 
@@ -281,6 +283,27 @@ def test_speed_repeats_the_first_steps_of_a_run(tmp_path: Path, monkeypatch: pyt
     assert rows["speed"]["timesteps"].iloc[-1] == 300
     pd.testing.assert_frame_equal(rows["speed"], rows["learning"].iloc[:30], check_dtype=False)
     assert (tmp_path / "speed" / "CartPole-v1" / "reinforce-0.csv").exists()
+
+
+def test_the_defaults_are_changed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every argument that a change names is one, runs that are done are not repeated, and the table has their means."""
+    import defaults
+
+    monkeypatch.setattr(defaults, "RESULTS", tmp_path / "defaults.csv")
+    monkeypatch.setattr(defaults, "TASKS", {"CartPole-v1": (600, 2)})
+    for change, kwargs in defaults.CHANGES.items():
+        assert REINFORCE("MlpPolicy", "CartPole-v1", **kwargs) and (change == "none") == (not kwargs)
+    changes = ["none", "`natural_gradient` True, `target_kl` 0.003"]
+    for _ in range(2):
+        defaults.run(["CartPole-v1"], changes, 2)
+    runs = pd.read_csv(defaults.RESULTS)
+    assert sorted(zip(runs["change"], runs["seed"], strict=True)) == [
+        (change, 200 + i) for change in sorted(changes) for i in (0, 1)
+    ]
+    assert runs["training_return"].between(8, 500).all() and runs["eval_mean"].between(8, 500).all()
+    runs["training_return"], runs["eval_mean"] = runs["seed"] - 150.0, runs["seed"] * 1.0
+    runs.to_csv(defaults.RESULTS, index=False)
+    assert "| none | 50.5 ± 0.707 | 200 |" in defaults.table() and "| `n_steps` 128 | - | - |" in defaults.table()
 
 
 def test_report_of_nothing(tmp_path: Path) -> None:
