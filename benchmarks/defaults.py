@@ -21,7 +21,7 @@ import gymnasium as gym
 import numpy as np
 import pandas as pd
 import torch as th
-from learning import as_callback, positive
+from learning import EVAL_SEED_OFFSET, N_EVAL_EPISODES, as_callback, positive
 from learning_report import markdown, number, put_between
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -32,46 +32,62 @@ from sb3_reinforce import REINFORCE
 RESULTS = Path(__file__).parent / "results" / "defaults.csv"
 COLUMNS = ("task", "change", "seed", "timesteps", "training_return", "eval_mean")
 FIRST_SEED = 200
-N_POINTS, N_EVAL_EPISODES = 50, 20
+N_POINTS = 50
 MARKS = "<!-- Written by `defaults.py report`: begin -->", "<!-- Written by `defaults.py report`: end -->"
 #: Timesteps and number of seeds
 TASKS = {"CartPole-v1": (50_000, 5), "Acrobot-v1": (100_000, 3), "InvertedPendulum-v5": (50_000, 3)}
-NATURAL = {"natural_gradient": True}
+
+
+def shown(value: Any) -> str:
+    """
+    :param value: The value of an argument
+    :return: It as the table has it
+    """
+    if isinstance(value, LinearSchedule):
+        return f"{shown(value.start)} → {shown(value.end)}"
+    return np.format_float_positional(value, trim="-") if isinstance(value, float) else str(value)
+
+
+def label(change: dict[str, Any]) -> str:
+    """
+    :param change: Arguments of the constructor
+    :return: What the change is called
+    """
+    return ", ".join(f"`{name}` {shown(value)}" for name, value in change.items()) or "none"
+
+
+ALTERNATIVES: dict[str, tuple[Any, ...]] = {
+    "learning_rate": (LinearSchedule(3e-2, 3e-4, 1.0), LinearSchedule(3e-3, 3e-5, 1.0), 1e-2, 1e-3),
+    "critic_learning_rate": (1e-3,),
+    "n_steps": (128, 256, 1024, 2048),
+    "batch_size": (64, 1024),
+    "gamma": (0.98, 0.999),
+    "gae_lambda": (0.95,),
+    "reward_to_go": (False,),
+    "baseline": (None,),
+    "discount_state_distribution": (True,),
+    "average_over": ("episodes",),
+    "normalize_advantage": (False,),
+    "ent_coef": (0.01,),
+    "vf_coef": (0.0,),
+    "max_grad_norm": (0.1, 10.0),
+    "n_critic_updates": (0, 1, 20),
+    "natural_gradient": (True,),
+}
+#: Together with the natural gradient
+NATURAL_ALTERNATIVES = {
+    "target_kl": (0.003, 0.03),
+    "cg_damping": (1.0, 0.01),
+    "cg_max_steps": (5,),
+    "sub_sampling_factor": (5,),
+}
 CHANGES: dict[str, dict[str, Any]] = {
-    "none": {},
-    "`learning_rate` 0.03 → 0.0003": {"learning_rate": LinearSchedule(3e-2, 3e-4, 1.0)},
-    "`learning_rate` 0.003 → 0.00003": {"learning_rate": LinearSchedule(3e-3, 3e-5, 1.0)},
-    "`learning_rate` 0.01": {"learning_rate": 1e-2},
-    "`learning_rate` 0.001": {"learning_rate": 1e-3},
-    "`critic_learning_rate` 0.001": {"critic_learning_rate": 1e-3},
-    "`n_steps` 128": {"n_steps": 128},
-    "`n_steps` 256": {"n_steps": 256},
-    "`n_steps` 1024": {"n_steps": 1024},
-    "`n_steps` 2048": {"n_steps": 2048},
-    "`batch_size` 64": {"batch_size": 64},
-    "`batch_size` 1024": {"batch_size": 1024},
-    "`gamma` 0.98": {"gamma": 0.98},
-    "`gamma` 0.999": {"gamma": 0.999},
-    "`gae_lambda` 0.95": {"gae_lambda": 0.95},
-    "`reward_to_go` False": {"reward_to_go": False},
-    "`baseline` None": {"baseline": None},
-    "`discount_state_distribution` True": {"discount_state_distribution": True},
-    "`average_over` episodes": {"average_over": "episodes"},
-    "`normalize_advantage` False": {"normalize_advantage": False},
-    "`ent_coef` 0.01": {"ent_coef": 0.01},
-    "`vf_coef` 0": {"vf_coef": 0.0},
-    "`max_grad_norm` 0.1": {"max_grad_norm": 0.1},
-    "`max_grad_norm` 10": {"max_grad_norm": 10.0},
-    "`n_critic_updates` 0": {"n_critic_updates": 0},
-    "`n_critic_updates` 1": {"n_critic_updates": 1},
-    "`n_critic_updates` 20": {"n_critic_updates": 20},
-    "`natural_gradient` True": NATURAL,
-    "`natural_gradient` True, `target_kl` 0.003": {**NATURAL, "target_kl": 0.003},
-    "`natural_gradient` True, `target_kl` 0.03": {**NATURAL, "target_kl": 0.03},
-    "`natural_gradient` True, `cg_damping` 1": {**NATURAL, "cg_damping": 1.0},
-    "`natural_gradient` True, `cg_damping` 0.01": {**NATURAL, "cg_damping": 0.01},
-    "`natural_gradient` True, `cg_max_steps` 5": {**NATURAL, "cg_max_steps": 5},
-    "`natural_gradient` True, `sub_sampling_factor` 5": {**NATURAL, "sub_sampling_factor": 5},
+    label(change): change
+    for change in (
+        {},
+        *({name: value} for name, values in ALTERNATIVES.items() for value in values),
+        *({"natural_gradient": True, name: value} for name, values in NATURAL_ALTERNATIVES.items() for value in values),
+    )
 }
 
 
@@ -107,7 +123,7 @@ def train(task: str, change: str, seed: int) -> str:
     model = REINFORCE("MlpPolicy", task, seed=seed, device="cpu", **CHANGES[change])
     model.learn(n_steps, callback=as_callback(average))
     env = Monitor(gym.make(task))
-    env.reset(seed=seed + 10_000)
+    env.reset(seed=seed + EVAL_SEED_OFFSET)
     mean, _ = evaluate_policy(model, env, N_EVAL_EPISODES)
     return f'{task},"{change}",{seed},{n_steps},{np.mean(average.returns):.6g},{mean:.6g}'
 
@@ -165,9 +181,10 @@ def main() -> None:
     if args.command == "run":
         run(args.tasks, args.changes, args.workers)
     else:
-        print(table())
+        text = table()
+        print(text)
         if args.page is not None:
-            put_between(args.page, table(), MARKS)
+            put_between(args.page, text, MARKS)
 
 
 if __name__ == "__main__":

@@ -476,6 +476,14 @@ def seeds_of(algo: str, env_id: str) -> int:
     return 3 if algo in ("a2c", "trpo") else 5
 
 
+def algos_of(env_id: str) -> list[str]:
+    """
+    :param env_id: An environment
+    :return: The algorithms that are in its plan
+    """
+    return [algo for algo in ALGOS if algo != MONTE_CARLO or env_id not in CLASSIC | FURTHER_CLASSIC]
+
+
 def plan(
     algos: list[str] | None,
     env_ids: list[str],
@@ -497,7 +505,7 @@ def plan(
         Run(algo, env_id, seed, max(int(BUDGETS[env_id] * factor), 1), folder, kind)
         for seed in (range(10) if seeds is None else seeds)
         for env_id in env_ids
-        for algo in algos or (ALGOS if env_id not in CLASSIC | FURTHER_CLASSIC else [a for a in ALGOS if a != MONTE_CARLO])
+        for algo in algos or algos_of(env_id)
         if seeds is not None or seed < seeds_of(algo, env_id)
     ]
     return list(dict.fromkeys(runs))  # nothing twice
