@@ -36,7 +36,13 @@ def check_positive_int(name: str, value: object, least: int = 1) -> None:
 
 
 def check_number(
-    name: str, value: object, low: float, high: float = math.inf, low_excluded: bool = False, infinite: bool = False
+    name: str,
+    value: object,
+    low: float,
+    high: float = math.inf,
+    low_excluded: bool = False,
+    infinite: bool = False,
+    schedule: bool = False,
 ) -> None:
     """
     :param name: Name of the argument
@@ -45,9 +51,11 @@ def check_number(
     :param high: The largest value it takes
     :param low_excluded: Whether ``low`` itself is not allowed
     :param infinite: Whether infinity is allowed
+    :param schedule: Whether a schedule, which has been looked at before, would have been one, too
     :raises ValueError: If the value is not a number in that range
     """
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and (infinite or not math.isinf(value))
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    is_number = is_number and (infinite or _is_finite(value))  # type: ignore[arg-type]
     if not is_number or not low <= value <= high or (low_excluded and value == low):  # type: ignore[operator]
         if high < math.inf:
             expected = f"a number in [{low}, {high}]"
@@ -56,7 +64,14 @@ def check_number(
         else:
             kind = "number" if infinite else "finite number"
             expected = f"a {kind} {'greater than' if low_excluded else 'of at least'} {low}"
-        raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
+        raise ValueError(f"`{name}` must be {expected}{' or a schedule' if schedule else ''}, got {value!r}.")
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def check_flag(name: str, value: object) -> None:
@@ -91,7 +106,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     check_number("vf_coef", get("vf_coef"), 0)
     check_number("max_grad_norm", get("max_grad_norm"), 0, low_excluded=True, infinite=True)
     if not callable(get("target_kl")):  # a schedule may end at zero
-        check_number("target_kl", get("target_kl"), 0, low_excluded=True)
+        check_number("target_kl", get("target_kl"), 0, low_excluded=True, schedule=True)
     check_number("cg_damping", get("cg_damping"), 0)
     for name in (
         "reward_to_go",

@@ -9,23 +9,23 @@ Papers: Kakade (2001), "A Natural Policy Gradient"; Schulman et al. (2015), http
 for the conjugate gradient method and the step's size (without that paper's surrogate objective and line search).
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch as th
 from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
-from torch.distributions import Bernoulli, Categorical, Distribution, Independent
+from torch.distributions import Distribution
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import softplus
 
 from sb3_reinforce.distributed import ALONE, Workers
+from sb3_reinforce.divergence import action_laws, detached, kl_divergence
 from sb3_reinforce.estimator import pieces, restored_on_error, take
-from sb3_reinforce.policies import dummy_batch, evaluation_mode, has_sb3_forward
+from sb3_reinforce.policies import dummy_batch, evaluation_mode
 
 #: Norm of the right-hand side that the solver gets. It starts from noise of 1e-4, which has to vanish against the solution
 SOLVER_NORM = 1e6
@@ -96,8 +96,9 @@ class Fisher:
     :param observations: Observations to average over
     :param actions: Their actions, which only policies with methods of their own look at
     :param parameters: The parameters to differentiate by, none of them frozen. The attribute ``parameters`` holds those
-        of them that reach the distribution, in the order that the vectors have
+        of them that reach the distribution of any timestep, in the order that the vectors have
     :param workers: The workers, whose timesteps are averaged over together
+    :param keep: Whether the attribute holds the others, too
     """
 
     def __init__(
@@ -107,23 +108,31 @@ class Fisher:
         actions: th.Tensor,
         parameters: Sequence[th.nn.Parameter],
         workers: Workers = ALONE,
+        keep: bool = False,
     ):
         self._policy, self._observations, self._actions = policy, observations, actions
         self._workers = workers
         self._pieces = list(pieces(observations, len(actions)))
         # The same dropout in each product, or this would not be one matrix
         self._noise = _generator(actions.device).get_state()
-        count = th.tensor([float(len(actions))])
-        workers.add_up([count])
-        self.n_timesteps = float(count)
-        divergence = self._divergence(self._pieces[0])
-        self.parameters: list[th.nn.Parameter] = []
+        divergence = th.zeros(())
+        reached = th.zeros(len(self._pieces), len(parameters))
+        for i, rows in enumerate(self._pieces):
+            divergence = self._divergence(rows)
+            if divergence.requires_grad:
+                gradients = th.autograd.grad(divergence, parameters, retain_graph=True, allow_unused=True)
+                reached[i] = th.tensor([float(gradient is not None) for gradient in gradients])
+        counts = th.cat([th.tensor([float(len(actions))]), reached.sum(dim=0)])
+        workers.add_up([counts])
+        self.n_timesteps, kept = float(counts[0]), (counts[1:] > 0) | keep
+        self.parameters = [p for p, is_kept in zip(parameters, kept, strict=True) if is_kept]
+        self._passed_by = [
+            [p for p, is_kept, is_reached in zip(parameters, kept, row, strict=True) if is_kept and not is_reached]
+            for row in reached
+        ]
         self._graph: th.Tensor | None = None
-        if divergence.requires_grad:
-            gradients = th.autograd.grad(divergence, parameters, retain_graph=True, allow_unused=True)
-            self.parameters = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
         if self.parameters and len(self._pieces) == 1:
-            self._graph = flat_grad(divergence, self.parameters, create_graph=True, retain_graph=True)
+            self._graph = self._derivative(divergence, self._passed_by[0])
 
     def __call__(self, vector: th.Tensor) -> th.Tensor:
         """
@@ -135,11 +144,16 @@ class Fisher:
         else:
             total = th.zeros_like(vector)
             with _fixed_noise(vector.device, self._noise):
-                for rows in self._pieces:
-                    graph = flat_grad(self._divergence(rows), self.parameters, create_graph=True, retain_graph=True)
-                    total += self._product(graph, vector)
+                for rows, passed_by in zip(self._pieces, self._passed_by, strict=True):
+                    total += self._product(self._derivative(self._divergence(rows), passed_by), vector)
         self._workers.add_up([total])
         return total / self.n_timesteps
+
+    def _derivative(self, divergence: th.Tensor, passed_by: list[th.nn.Parameter]) -> th.Tensor:
+        # `flat_grad` leaves out parameters that are not reached, but its results are parts of one sum
+        for parameter in passed_by:
+            divergence = divergence + 0.0 * parameter.square().sum()
+        return flat_grad(divergence, self.parameters, create_graph=True, retain_graph=True)
 
     def _product(self, graph: th.Tensor, vector: th.Tensor) -> th.Tensor:
         return flat_grad(graph.dot(vector), self.parameters, retain_graph=True)
@@ -147,67 +161,8 @@ class Fisher:
     def _divergence(self, rows: slice) -> th.Tensor:
         """The sum of the KL divergences, of value zero: its derivatives are what counts."""
         with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
-            laws = _action_laws(self._policy, take(self._observations, rows), self._actions[rows])
-        return th.stack([kl_divergence(_detached(law), law).sum() for law in laws]).sum()
-
-
-def _action_laws(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> list[Distribution]:
-    """
-    The distributions of the independent parts of an action. A squashed Gaussian's is the Gaussian: a divergence does not
-    change under an invertible function of the action.
-    """
-    if has_sb3_forward(policy):
-        laws = policy.get_distribution(observations).distribution
-    else:
-        # SB3's `get_distribution` may pass by the methods of such a policy, and what is trained is `evaluate_actions`
-        before = getattr(policy.action_dist, "distribution", None)
-        log_prob = policy.evaluate_actions(observations, actions)[1]
-        laws = getattr(policy.action_dist, "distribution", None)  # type: ignore[assignment]
-        if laws is before or not th.allclose(policy.action_dist.log_prob(actions), log_prob, equal_nan=True):
-            raise ValueError(
-                "`natural_gradient=True` needs a policy that leaves the distribution of its `evaluate_actions` in "
-                f"`policy.action_dist`, got {type(policy).__name__}."
-            )
-    return laws if isinstance(laws, list) else [laws]
-
-
-def kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
-    """
-    The KL divergence. PyTorch's own is infinite as soon as a probability rounds to 0 or 1 (that of a Bernoulli from a logit of
-    17 on); these are taken from the logits.
-
-    :param old: A distribution
-    :param new: One of the same kind
-    :return: The divergence of the new one from the old one, the batch shape of the two
-    """
-    if isinstance(old, Independent) and isinstance(new, Independent):
-        divergence = kl_divergence(old.base_dist, new.base_dist)
-        for _ in range(old.reinterpreted_batch_ndims):  # none, too
-            divergence = divergence.sum(-1)
-        return divergence
-    if isinstance(old, Bernoulli) and isinstance(new, Bernoulli):
-        one = _expected(th.sigmoid(old.logits), softplus(-new.logits), softplus(-old.logits))
-        return one + _expected(th.sigmoid(-old.logits), softplus(new.logits), softplus(old.logits))
-    if isinstance(old, Categorical) and isinstance(new, Categorical):
-        return _expected(old.probs, old.logits, new.logits).sum(-1)
-    return th.distributions.kl_divergence(old, new)
-
-
-def _expected(probs: th.Tensor, minuend: th.Tensor, subtrahend: th.Tensor) -> th.Tensor:
-    """Probabilities times a difference; nothing where the probability is zero, as of a masked action, whose logit is -inf."""
-    never = probs == 0
-    return probs * (minuend.masked_fill(never, 0.0) - subtrahend.masked_fill(never, 0.0))
-
-
-def _detached(law: Distribution) -> Distribution:
-    """A copy without graph; a second forward pass would be another distribution where there is dropout."""
-    constant = copy.copy(law)
-    for name, value in vars(law).items():
-        if isinstance(value, th.Tensor):
-            setattr(constant, name, value.detach())
-        elif isinstance(value, Distribution):
-            setattr(constant, name, _detached(value))
-    return constant
+            laws = action_laws(self._policy, take(self._observations, rows), self._actions[rows])
+        return th.stack([kl_divergence(detached(law), law).sum() for law in laws]).sum()
 
 
 def check_policy(policy: ActorCriticPolicy) -> None:
@@ -217,7 +172,7 @@ def check_policy(policy: ActorCriticPolicy) -> None:
     """
     observations, actions = dummy_batch(policy)
     with evaluation_mode(policy), th.no_grad():
-        for law in _action_laws(policy, observations, actions):
+        for law in action_laws(policy, observations, actions):
             try:
                 kl_divergence(law, law)
             except NotImplementedError as error:
@@ -298,8 +253,7 @@ def natural_step(
     :param target_kl: The second-order KL divergence of the step, averaged over all timesteps
     :param cg_max_steps: Largest number of steps of the conjugate gradient method
     :param cg_damping: Multiple of the identity that is added to the Fisher information when solving
-    :param sub_sampling_factor: The equations are solved with the Fisher information of every so many timesteps, counted along
-        the batch
+    :param sub_sampling_factor: The equations are solved with the Fisher information of one of so many timesteps
     :param workers: The workers, each of which has a part of the batch and the gradient of all of it
     :return: Norm of the gradient, and how far the step went
     :raises NoDirectionError: If the gradient is zero, up to rounding, or the policy does not change along it
@@ -309,16 +263,16 @@ def natural_step(
     norm = float(th.linalg.vector_norm(th.cat([part.flatten() for part in gradient]).double()))
     if not math.isfinite(norm):
         raise ValueError(f"The gradient of the policy must be finite, got a norm of {norm}.")
-    rows = slice(None, None, sub_sampling_factor)
     with _kept_buffers(policy):
-        fisher = Fisher(policy, take(observations, rows), actions[rows], parameters, workers)
+        fisher = sampled = Fisher(policy, observations, actions, parameters, workers)
+        if sub_sampling_factor > 1:  # how far the policy moves is a matter of all timesteps
+            rows = sub_sample(len(actions), sub_sampling_factor, workers).to(actions.device)
+            sampled = Fisher(policy, take(observations, rows), actions[rows], fisher.parameters, workers, keep=True)
         of_parameter = dict(zip(parameters, gradient, strict=True))
         flat = [of_parameter[parameter].flatten() for parameter in fisher.parameters]
         if not any(part.any() for part in flat):
             raise NoDirectionError("The natural gradient needs a direction, got a policy gradient of zero.")
-        direction = solve(fisher, th.cat(flat), cg_max_steps, cg_damping)
-        if sub_sampling_factor > 1:  # how far the policy moves is a matter of all timesteps
-            fisher = Fisher(policy, observations, actions, fisher.parameters, workers)
+        direction = solve(sampled, th.cat(flat), cg_max_steps, cg_damping)
         step = scaled_step(fisher, direction, target_kl)
     check_gain(float(th.cat(flat).dot(step)), weights, target_kl, workers)
     before = _laws_as_it_acts(policy, observations, actions)
@@ -336,6 +290,25 @@ def natural_step(
                 f"{target_kl:.3g}, and was left out."
             )
     return NaturalStep(norm, divergence)
+
+
+def sub_sample(n_timesteps: int, factor: int, workers: Workers = ALONE) -> th.Tensor:
+    """
+    One timestep of each ``factor`` that follow each other, drawn: a fixed stride would meet episodes of the same length at
+    the same timesteps. The draws are the same in each update, and do not depend on how workers have divided the batch.
+
+    :param n_timesteps: Number of timesteps of this worker
+    :param factor: How many to draw one from
+    :param workers: The workers, whose timesteps follow each other
+    :return: The timesteps, in order; of all workers together at least one
+    """
+    counts = workers.gather(n_timesteps)
+    first, total = sum(counts[: workers.rank]), sum(counts)
+    factor = min(factor, total)
+    starts = np.arange(0, total, factor)
+    sizes = np.minimum(factor, total - starts)
+    drawn = starts + (np.random.default_rng(0).random(len(starts)) * sizes).astype(np.int64) - first
+    return th.from_numpy(drawn[(drawn >= 0) & (drawn < n_timesteps)])
 
 
 def check_gain(gain: float, weights: th.Tensor, target_kl: float, workers: Workers = ALONE) -> None:
@@ -375,9 +348,9 @@ def _laws_as_it_acts(policy: ActorCriticPolicy, observations: PyTorchObs, action
     """The distributions of all timesteps' actions, without dropout and the like."""
     with evaluation_mode(policy), th.no_grad():
         return [
-            _detached(law)
+            detached(law)
             for rows in pieces(observations, len(actions))
-            for law in _action_laws(policy, take(observations, rows), actions[rows])
+            for law in action_laws(policy, take(observations, rows), actions[rows])
         ]
 
 

@@ -49,7 +49,8 @@ class NaturalGradientAlgorithm(EpisodicAlgorithm):
         """
         check_policy(self.policy)
         check_second_derivative(self.policy, trainable(self._actor_parameters))
-        self._current_target_kl()
+        for progress_remaining in (1.0, self._current_progress_remaining, 0.0):
+            self._target_kl_at(progress_remaining)
 
     def _setup_rollouts(self, env: VecEnv, total_timesteps: int) -> None:
         super()._setup_rollouts(env, total_timesteps)
@@ -64,7 +65,7 @@ class NaturalGradientAlgorithm(EpisodicAlgorithm):
         actor_parameters: list[th.nn.Parameter],
     ) -> float:
         """Move the actor along its natural gradient, if it has a direction; returns the norm of the gradient."""
-        target_kl = self._current_target_kl()
+        target_kl = self._target_kl_at(self._current_progress_remaining)
         self.logger.record("train/target_kl", target_kl)
         step = NaturalStep(0.0, 0.0)
         try:
@@ -102,8 +103,8 @@ class NaturalGradientAlgorithm(EpisodicAlgorithm):
         self.logger.record("train/kl_divergence", step.divergence)
         return step.gradient_norm
 
-    def _current_target_kl(self) -> float:
-        target_kl = self.target_kl(self._current_progress_remaining) if callable(self.target_kl) else self.target_kl
+    def _target_kl_at(self, progress_remaining: float) -> float:
+        target_kl = self.target_kl(progress_remaining) if callable(self.target_kl) else self.target_kl
         if isinstance(target_kl, (th.Tensor, np.ndarray)) and math.prod(target_kl.shape) == 1:
             target_kl = target_kl.item()
         checks.check_number("target_kl", target_kl, 0)  # a schedule may end at zero
@@ -131,7 +132,8 @@ def warn_of_length(what: str) -> None:
     """
     warnings.warn(
         f"{what} Its length is measured to second order, which does not reach far enough where the policy is all but "
-        "deterministic. A smaller `target_kl` or a little entropy (`ent_coef`) helps. `train/kl_divergence` shows all steps.",
+        "deterministic, or the damping all but zero. A smaller `target_kl`, a little entropy (`ent_coef`) or a larger "
+        "`cg_damping` helps. `train/kl_divergence` shows all steps.",
         UserWarning,
         stacklevel=3,
     )

@@ -1,5 +1,6 @@
 """The policies of REINFORCE: SB3's actor-critic policies, of which a baseline without a critic uses the actor alone."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -130,16 +131,32 @@ def group_parameters(policy: ActorCriticPolicy) -> tuple[list[th.nn.Parameter], 
 def dummy_batch(policy: ActorCriticPolicy) -> tuple[PyTorchObs, th.Tensor]:
     """
     :param policy: A policy
-    :return: An observation and an action of zeros, as ``evaluate_actions`` takes them
+    :return: An observation and an action, as ``evaluate_actions`` takes them: zeros, or where the policy is undefined at an
+        observation of zeros (it may divide by its length), one that is drawn
     """
 
     def zeros(space: spaces.Space) -> np.ndarray:
-        return np.zeros((1, *space.shape), space.dtype)  # type: ignore[misc]
+        return np.zeros(space.shape, space.dtype)  # type: ignore[arg-type]
 
-    space = policy.observation_space
-    obs = {key: zeros(part) for key, part in space.spaces.items()} if isinstance(space, spaces.Dict) else zeros(space)
+    space = copy.deepcopy(policy.observation_space)
+    space.seed(0)
     if isinstance(policy.action_space, spaces.Discrete):
         action = th.zeros(1, dtype=th.long, device=policy.device)
     else:
         action = th.zeros(1, get_action_dim(policy.action_space), device=policy.device)
-    return obs_as_tensor(obs, policy.device), action
+    origin = {key: zeros(part) for key, part in space.spaces.items()} if isinstance(space, spaces.Dict) else zeros(space)
+    observations = [_as_batch(obs, policy) for obs in (origin, space.sample())]
+    for observation in observations:
+        try:
+            with evaluation_mode(policy), th.no_grad():
+                policy.evaluate_actions(observation, action)
+        except ValueError:  # PyTorch's, of NaN
+            continue
+        return observation, action
+    return observations[0], action
+
+
+def _as_batch(obs: np.ndarray | dict[str, np.ndarray], policy: ActorCriticPolicy) -> PyTorchObs:
+    if isinstance(obs, dict):
+        return obs_as_tensor({key: np.asarray(part)[None] for key, part in obs.items()}, policy.device)
+    return obs_as_tensor(np.asarray(obs)[None], policy.device)

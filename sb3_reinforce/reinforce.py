@@ -102,7 +102,7 @@ class REINFORCE(NaturalGradientAlgorithm):
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
     :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, what the batch
         says nothing about is left to rounding errors
-    :param sub_sampling_factor: :math:`F` is averaged over every so many timesteps of the batch in these equations, to save
+    :param sub_sampling_factor: :math:`F` is averaged over one of so many timesteps of the batch in these equations, to save
         time; the gradient, and the divergence of the step, are those of all of them
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)

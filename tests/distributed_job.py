@@ -85,6 +85,7 @@ def odd_baseline(returns: np.ndarray, timesteps: np.ndarray, episode_ids: np.nda
 
 
 SGD = {"policy_kwargs": {"optimizer_class": th.optim.SGD}, "learning_rate": 0.5, "n_critic_updates": 0}
+NATURAL = {"natural_gradient": True, "n_critic_updates": 0, "cg_max_steps": 100, "target_kl": 0.1}
 #: Everything of which one process with all environments must make the same update
 UPDATES: dict[str, dict[str, Any]] = {
     "default": {"n_critic_updates": 3, "batch_size": 100_000},
@@ -102,7 +103,9 @@ UPDATES: dict[str, dict[str, Any]] = {
     "linear": {**SGD, "baseline": "linear", "normalize_advantage": False},
     "callable": {**SGD, "baseline": odd_baseline, "normalize_advantage": False},
     "fixed length": {**SGD, "complete_episodes": False},
-    "natural": {"natural_gradient": True, "n_critic_updates": 0, "cg_max_steps": 100, "target_kl": 0.1},
+    "natural": NATURAL,
+    "natural, sub-sampled": {**NATURAL, "sub_sampling_factor": 3},
+    "natural, of one timestep": {**NATURAL, "sub_sampling_factor": 1000},
     "critic in torch": {
         "policy_kwargs": {"optimizer_class": th.optim.SGD, "activation_fn": th.nn.ELU},
         "learning_rate": 0.1,

@@ -103,7 +103,7 @@ BAD_VALUES: list[tuple[str, list[Any], str]] = [
     ("discount_state_distribution", [None, 1], "True or False"),
     ("normalize_advantage", [None, 1], "True or False"),
     ("natural_gradient", [None, 1, "yes"], "True or False"),
-    ("target_kl", [0, -0.01, math.nan, math.inf, "0.01", None, True], "number greater than 0"),
+    ("target_kl", [0, -0.01, math.nan, math.inf, 10**400, "0.01", None, True], "number greater than 0 or a schedule"),
     ("cg_max_steps", [0, -1, 2.5, "10", None, True], "integer of at least 1"),
     ("cg_damping", [-0.1, math.nan, math.inf, "0", None, True], "number of at least 0"),
     ("sub_sampling_factor", [0, -1, 2.5, "10", None, True], "integer of at least 1"),

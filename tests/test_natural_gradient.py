@@ -25,7 +25,8 @@ from torch import nn
 
 from sb3_reinforce import REINFORCE, estimator
 from sb3_reinforce.buffers import whole_rollout
-from sb3_reinforce.distributed import Workers
+from sb3_reinforce.distributed import ALONE, Workers
+from sb3_reinforce.divergence import kl_divergence
 from sb3_reinforce.natural_gradient import (
     Fisher,
     NoDirectionError,
@@ -34,10 +35,10 @@ from sb3_reinforce.natural_gradient import (
     _laws_as_it_acts,
     check_advantages,
     check_gain,
-    kl_divergence,
     natural_step,
     scaled_step,
     solve,
+    sub_sample,
 )
 from sb3_reinforce.policies import has_sb3_forward
 from tests.environments import Scripted, vec
@@ -140,7 +141,7 @@ def exact_step(model: Watched, sub_sampling_factor: int = 1) -> th.Tensor:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     objective = (advantages * log_prob).mean() + model.ent_coef * entropy.mean()
     gradient = jacobian(objective, actor(policy))
-    fisher = exact_fisher(policy, batch.observations[::sub_sampling_factor])
+    fisher = exact_fisher(policy, batch.observations[sub_sample(len(actions), sub_sampling_factor)])
     x = th.linalg.pinv(fisher + model.cg_damping * th.eye(len(fisher)), rtol=1e-12, hermitian=True) @ gradient
     whole = exact_fisher(policy, batch.observations)
     return th.sqrt(2 * model.target_kl / (x @ whole @ x)) * x
@@ -255,8 +256,11 @@ def test_pieces_and_workers_add_up(name: str, monkeypatch: pytest.MonkeyPatch) -
 
     class WithAnother(Workers):
         def add_up(self, tensors: Sequence[th.Tensor]) -> None:
-            for part in tensors:
-                part += 7.0 if part.numel() == 1 else 7.0 * other(vector)
+            (total,) = tensors
+            if total.shape == vector.shape:
+                total += 7.0 * other(vector)
+            else:  # the number of timesteps, and which parameters count
+                total += th.cat([th.tensor([7.0]), th.ones(len(other.parameters))])
 
     worker = Fisher(policy, observations[here], actions[here], actor(policy), WithAnother(0, 2))
     assert worker.n_timesteps == 20
@@ -280,9 +284,9 @@ def test_the_step_takes_the_sums_over_workers() -> None:
             self.factor = factor
 
         def add_up(self, tensors: Sequence[th.Tensor]) -> None:
-            for part in tensors:
-                if part.numel() > 1:
-                    part *= self.factor
+            (total,) = tensors
+            if total.numel() == len(before):
+                total *= self.factor
 
     for factor in (1.0, 2.0):
         natural_step(policy, gradient, actor(policy), observations, actions, th.ones(20), 0.01, 50, 0.0, 1, Scaled(factor))
@@ -299,6 +303,117 @@ def test_parameters_that_do_not_reach_the_distribution_stay() -> None:
     gradient = [th.ones_like(parameter) for parameter in parameters]
     natural_step(policy, gradient, parameters, observations, actions, th.ones(20), 0.01, 15, 0.1, 1)
     assert th.equal(spare, th.ones(2))
+
+
+class Routed(BaseFeaturesExtractor):
+    """A layer that only observations with a positive first number go through."""
+
+    def __init__(self, observation_space: spaces.Space):
+        super().__init__(observation_space, 3)
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        rows = observations[:, 0] > 0
+        if not rows.any():
+            return observations
+        return th.where(rows.unsqueeze(1), self.layer(observations), observations)
+
+
+@pytest.mark.parametrize("positive", [slice(0, 4), slice(16, 20)], ids=["at first", "at last"])
+@pytest.mark.parametrize("sub_sampling_factor", [1, 20])
+def test_a_layer_that_a_few_timesteps_go_through_counts(
+    positive: slice, sub_sampling_factor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy("discrete", features_extractor_class=Routed)
+    observations, actions = batch_of(policy)
+    observations[:, 0] = -observations[:, 0].abs()
+    observations[positive, 0] *= -1
+    parameters = [p for p in actor(policy) if p.requires_grad]
+    start, gradient, steps = flat(parameters), [th.ones_like(parameter) for parameter in parameters], []
+    for size in (1000, 4):
+        monkeypatch.setattr(estimator, "MAX_TIMESTEPS", size)
+        natural_step(policy, gradient, parameters, observations, actions, th.ones(20), 0.01, 30, 0.1, sub_sampling_factor)
+        steps.append(flat(parameters) - start)
+        th.nn.utils.vector_to_parameters(start.float(), parameters)
+    th.testing.assert_close(*steps, rtol=1e-3, atol=1e-6)
+    n_routed = sum(p.numel() for p in policy.pi_features_extractor.parameters())
+    assert n_routed == 12 and steps[1][:n_routed].all()
+
+
+def test_a_layer_that_one_worker_does_not_need_counts() -> None:
+    """Its part of each sum is as long as those of the others."""
+    policy = make_policy("discrete", features_extractor_class=Routed)
+    observations, actions = batch_of(policy)
+    observations[:, 0] = -observations[:, 0].abs()
+    parameters = actor(policy)
+    n_parameters = sum(p.numel() for p in parameters)
+
+    class WithAnother(Workers):
+        def add_up(self, tensors: Sequence[th.Tensor]) -> None:
+            (total,) = tensors
+            assert total.numel() in (1 + len(parameters), n_parameters)
+            if total.numel() == 1 + len(parameters):
+                total += 1.0
+
+    alone = Fisher(policy, observations, actions, parameters)
+    assert len(alone.parameters) == len(parameters) - 2
+    worker = Fisher(policy, observations, actions, parameters, WithAnother(0, 2))
+    assert len(worker.parameters) == len(parameters)
+    vector = th.ones(n_parameters)
+    product = worker(vector)
+    assert not product[:12].any()
+    th.testing.assert_close(product[12:], alone(vector[12:]) * 20 / 21)
+    # A worker of whose timesteps none is in a sub-sample
+    none = Fisher(policy, observations[:0], actions[:0], parameters, WithAnother(0, 2))
+    assert none.n_timesteps == 1.0 and not none(vector).any()
+
+
+class UnitLength(BaseFeaturesExtractor):
+    """Undefined where all numbers are zero, as no observation of the environment is."""
+
+    def __init__(self, observation_space: spaces.Space):
+        super().__init__(observation_space, 3)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return observations / observations.norm(dim=1, keepdim=True)
+
+
+class OwnMethods(ActorCriticPolicy):
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        return super().evaluate_actions(obs, actions)
+
+
+@pytest.mark.parametrize("natural_gradient", [False, True])
+@pytest.mark.parametrize("policy", [ActorCriticPolicy, OwnMethods])
+def test_a_network_may_be_undefined_at_zero(policy: Any, natural_gradient: bool) -> None:
+    kwargs = {"features_extractor_class": UnitLength}
+    env = make_vec_env("Pendulum-v1", env_kwargs={"max_episode_steps": 20})
+    model = make(env, policy, learn=32, natural_gradient=natural_gradient, policy_kwargs=kwargs)
+    assert moved(model).any()
+
+
+@pytest.mark.parametrize(("n_timesteps", "factor"), [(20, 1), (20, 3), (20, 7), (1, 5), (5, 2**70), (100, 10)])
+def test_a_sub_sample_has_one_timestep_of_each_so_many(n_timesteps: int, factor: int) -> None:
+    rows = sub_sample(n_timesteps, factor).tolist()
+    assert [row // factor for row in rows] == list(range(-(-n_timesteps // factor)))
+    assert all(0 <= row < n_timesteps for row in rows)
+
+
+def test_a_sub_sample_does_not_keep_time_with_the_episodes() -> None:
+    """With episodes of ten steps every tenth timestep would be the first of one."""
+    counts = np.bincount(sub_sample(10_000, 10).numpy() % 10, minlength=10)
+    assert counts.min() > 60 and counts.max() < 140
+
+
+@pytest.mark.parametrize("parts", [(13, 7), (1, 19), (20, 0), (2, 3, 15)])
+@pytest.mark.parametrize("factor", [1, 3, 8, 100])
+def test_workers_draw_the_sub_sample_of_one_process(parts: tuple[int, ...], factor: int) -> None:
+    class Among(Workers):
+        def gather(self, item: Any) -> list[Any]:
+            return list(parts)
+
+    drawn = [sub_sample(n, factor, Among(rank, len(parts))) + sum(parts[:rank]) for rank, n in enumerate(parts)]
+    assert th.equal(th.cat(drawn), sub_sample(sum(parts), factor, ALONE))
 
 
 def test_dropout_makes_no_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -569,6 +684,13 @@ def test_a_schedule_with_a_bad_value_is_refused(bad: Any) -> None:
     assert th.equal(flat(model.policy.parameters()), before) and model.num_timesteps == 0
 
 
+def test_a_schedule_is_looked_at_to_its_end_before_anything_is_played() -> None:
+    model = make(episodes(ACTIONS["box"]), target_kl=lambda progress: progress - 0.5)
+    with pytest.raises(ValueError, match=r"`target_kl` must be a finite number of at least 0, got -0\.5"):
+        model.learn(40)
+    assert model.num_timesteps == 0
+
+
 def test_a_divergence_set_by_hand_or_of_numpy_counts() -> None:
     model = make(episodes(ACTIONS["box"]), target_kl=np.float32(0.01))
     model.target_kl = 1e-5
@@ -759,9 +881,9 @@ def test_all_workers_undo_a_step_that_went_too_far_with_one() -> None:
 
     class Far(Workers):
         def add_up(self, tensors: Sequence[th.Tensor]) -> None:
-            for part in tensors:
-                if part.numel() == 1:
-                    part += 1e6  # timesteps, and as large a divergence of them
+            (total,) = tensors
+            if total.numel() in (1, 1 + len(gradient)):
+                total[0] += 1e6  # timesteps, and as large a divergence of them
 
     with pytest.raises(TooFarError, match="KL divergence of 1,"):
         natural_step(policy, gradient, actor(policy), observations, actions, th.ones(20), 1e-6, 50, 0.1, 1, Far(0, 2))
