@@ -10,7 +10,9 @@ fast it learns), and that of 20 deterministic episodes at the end. Seeds from 20
 
 import argparse
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import signal
+import sys
+from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ import gymnasium as gym
 import numpy as np
 import pandas as pd
 import torch as th
-from learning import EVAL_SEED_OFFSET, N_EVAL_EPISODES, as_callback, positive
-from learning_report import markdown, number, put_between
+from learning import EVAL_SEED_OFFSET, N_EVAL_EPISODES, as_callback, positive, stop
+from learning_report import around_marks, markdown, number, put_between, spread
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import LinearSchedule
@@ -131,43 +133,74 @@ def train(task: str, change: str, seed: int) -> str:
     return f'{task},"{change}",{seed},{n_steps},{np.mean(average.returns):.6g},{mean:.6g}'
 
 
-def run(tasks: list[str], changes: list[str], n_workers: int) -> None:
+def try_to_train(arguments: tuple[str, str, int]) -> tuple[str, bool]:
+    """
+    :param arguments: Those of :func:`train`
+    :return: The row, or what went wrong; and which of the two it is
+    """
+    try:
+        return train(*arguments), True
+    except Exception as error:
+        return f"{arguments} FAILED: {error!r}", False
+
+
+def read_results() -> pd.DataFrame:
+    """
+    :return: The rows of the runs that have finished
+    :raises ValueError: If the last one is cut
+    """
+    if not RESULTS.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    text = RESULTS.read_text()
+    if not text.endswith("\n"):
+        last = text.rpartition("\n")[2]
+        raise ValueError(f"{RESULTS} must end with a whole row, got {last!r}: remove it to repeat the run.")
+    return pd.read_csv(RESULTS)
+
+
+def run(tasks: list[str], changes: list[str], n_workers: int) -> bool:
     """
     :param tasks: Environments
     :param changes: What is changed
     :param n_workers: Number of runs at a time
+    :return: Whether all runs have succeeded
     """
+    done = set(read_results()[["task", "change", "seed"]].itertuples(index=False, name=None))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     if not RESULTS.exists():
         RESULTS.write_text(",".join(COLUMNS) + "\n")
-    done = set(pd.read_csv(RESULTS)[["task", "change", "seed"]].itertuples(index=False, name=None))
     todo = [(task, change, FIRST_SEED + i) for task in tasks for change in changes for i in range(TASKS[task][1])]
     todo = [arguments for arguments in todo if arguments not in done]
-    with ProcessPoolExecutor(n_workers) as pool:
-        for i, future in enumerate(as_completed([pool.submit(train, *arguments) for arguments in todo]), start=1):
-            with RESULTS.open("a") as file:
-                file.write(future.result() + "\n")
-            print(f"{i} of {len(todo)}: {future.result()}", flush=True)
+    print(f"{len(todo)} runs, {len(done)} of this and other tasks finished before", flush=True)
+    all_succeeded = True
+    with Pool(n_workers) as pool:  # ends them, however this is left
+        for i, (row, succeeded) in enumerate(pool.imap_unordered(try_to_train, todo), start=1):
+            if succeeded:
+                with RESULTS.open("a") as file:
+                    file.write(row + "\n")
+            all_succeeded = all_succeeded and succeeded
+            print(f"{i} of {len(todo)}: {row}", flush=True)
+    return all_succeeded
 
 
 def table() -> str:
     """
     :return: What the runs came to: mean and standard deviation over the seeds of the average return, and the mean evaluation
+    :raises ValueError: If there are none
     """
-    runs = pd.read_csv(RESULTS)
+    runs = read_results()
+    if runs.empty:
+        raise ValueError(f"{RESULTS} must hold finished runs: `defaults.py run` makes them.")
     groups = {key: group for key, group in runs.groupby(["task", "change"])}
     tasks = [task for task in TASKS if (runs["task"] == task).any()]
     rows = []
     for change in CHANGES:
-        cells = [change]
-        for task in tasks:
-            group = groups.get((task, change))
-            if group is None:
-                cells += ["-", "-"]
-                continue
-            training = group["training_return"]
-            cells += [f"{number(training.mean())} ± {number(training.std())}", number(group["eval_mean"].mean())]
-        rows.append(cells)
+        found = [groups.get((task, change)) for task in tasks]
+        cells = [
+            ("-", "-") if group is None else (spread(group["training_return"]), number(group["eval_mean"].mean()))
+            for group in found
+        ]
+        rows.append([change, *(cell for pair in cells for cell in pair)])
     return markdown(["change", *(column for task in tasks for column in (task, "evaluation"))], rows)
 
 
@@ -182,8 +215,11 @@ def main() -> None:
     report.add_argument("--page", type=Path, help="page to put the table into (BENCHMARKS.md)")
     args = parser.parse_args()
     if args.command == "run":
-        run(args.tasks, args.changes, args.workers)
+        signal.signal(signal.SIGTERM, stop)
+        sys.exit(not run(args.tasks, args.changes, args.workers))
     else:
+        if args.page is not None:
+            around_marks(args.page, MARKS)
         text = table()
         print(text)
         if args.page is not None:

@@ -537,9 +537,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
     with open(path) as file:
         line = file.readline()
     try:
-        return json.loads(line.removeprefix("#"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} must begin with a line of JSON, got {line[:40]!r}: remove it to repeat the run.") from error
+        info = json.loads(line.removeprefix("#"))
+    except json.JSONDecodeError:
+        info = None
+    if not isinstance(info, dict) or not {"seed", "budget", "entry", "hyperparameters"} <= info.keys():
+        raise ValueError(f"{path} must begin with a line of JSON, got {line[:40]!r}: remove it to repeat the run.")
+    return info
 
 
 def check_complete(path: Path, info: dict[str, Any], kind: str = "learning") -> None:
@@ -551,7 +554,11 @@ def check_complete(path: Path, info: dict[str, Any], kind: str = "learning") -> 
     """
     row = last_row(path)
     n_steps = {"learning": info["budget"], "solve": 0, "speed": SPEED_STEPS}[kind]
-    complete = int(row.get("timesteps", -1)) >= min(n_steps, info["budget"]) and (kind == "speed" or row["eval_mean"])
+    try:
+        complete = int(row["timesteps"]) >= min(n_steps, info["budget"])
+        complete = complete and (kind == "speed" or np.isfinite(float(row["eval_mean"])))
+    except (KeyError, ValueError):
+        complete = False
     if not complete:
         raise ValueError(f"{path} must go to the end of its run, got a last row of {row}: remove it to repeat the run.")
 
@@ -631,7 +638,7 @@ class Runner:
             outcome = "another process is at it"
         else:
             self.failed.append(run)
-            outcome = f"FAILED, see {run.log}"
+            outcome = f"FAILED with status {status}, see {run.log}"
         print(f"\r\033[K{run}: {outcome} ({left})" if sys.stdout.isatty() else f"{run}: {outcome} ({left})", flush=True)
 
     def _show(self) -> None:
@@ -683,10 +690,10 @@ def natural(text: str) -> int:
     """
     :param text: A number as it is written
     :return: That number
-    :raises ValueError: If it is negative, or no integer
+    :raises argparse.ArgumentTypeError: If it is negative, or no integer
     """
-    if int(text) < 0:
-        raise ValueError
+    if not re.fullmatch(r"\d+", text):
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text!r}")
     return int(text)
 
 
@@ -694,10 +701,10 @@ def positive(text: str) -> int:
     """
     :param text: A number as it is written
     :return: That number
-    :raises ValueError: If it is not positive, or no integer
+    :raises argparse.ArgumentTypeError: If it is not positive, or no integer
     """
-    if natural(text) == 0:
-        raise ValueError
+    if not re.fullmatch(r"0*[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
     return int(text)
 
 

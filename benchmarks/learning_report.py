@@ -74,21 +74,36 @@ PUBLISHED = {
 MARKS = "<!-- Written by `learning.py report`: begin -->", "<!-- Written by `learning.py report`: end -->"
 
 
+def read_run(path: Path, kind: str = "learning") -> tuple[dict[str, Any], pd.DataFrame]:
+    """
+    :param path: The file of a run
+    :param kind: What was measured
+    :return: What its first line says, and its rows
+    :raises ValueError: If it is damaged
+    """
+    info = read_metadata(path)
+    check_complete(path, info, kind)
+    return info, pd.read_csv(path, comment="#")
+
+
 def load(folder: Path, env_ids: list[str], algos: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     :param folder: Folder of the results
     :param env_ids: Environments
     :param algos: Algorithms
     :return: One row per run with its outcome, and the rows of all runs, both with the columns ``env``, ``algo`` and ``seed``
-    :raises ValueError: If a file is damaged
+    :raises ValueError: If a file is damaged, or the runs on an environment have different budgets
     """
     outcomes, curves = [], []
+    budgets: dict[str, int] = {}
     for env_id in env_ids:
         for algo in algos:
             for path in sorted((folder / env_id).glob(f"{algo}-*.csv")):
-                info = read_metadata(path)
-                check_complete(path, info)
-                rows = pd.read_csv(path, comment="#")
+                info, rows = read_run(path)
+                if budgets.setdefault(env_id, info["budget"]) != info["budget"]:
+                    raise ValueError(
+                        f"{path} must have the budget of the runs beside it, {budgets[env_id]}, got {info['budget']}."
+                    )
                 key = {"env": env_id, "algo": algo, "seed": info["seed"]}
                 last = rows.iloc[-1]
                 what = {"entry": info["entry"], "hyperparameters": info["hyperparameters"]}
@@ -203,9 +218,15 @@ def read_random(folder: Path) -> dict[str, float]:
     """
     :param folder: Folder of the results
     :return: The mean return of random actions, by environment, as far as it was measured
+    :raises ValueError: If the file is damaged
     """
     path = folder / "random.csv"
-    return dict(pd.read_csv(path)[["env", "mean"]].to_numpy().tolist()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        return dict(pd.read_csv(path)[["env", "mean"]].to_numpy().tolist())
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} must have the columns env and mean: remove it, and measure again with `random`.") from error
 
 
 def beside_published(runs: pd.DataFrame, algo: str) -> str:
@@ -338,7 +359,7 @@ def set_clocks(curves: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """
     measured = {}
     for (env_id, algo), _ in curves.groupby(["env", "algo"]):
-        ends = [pd.read_csv(path, comment="#").iloc[-1] for path in (folder / "speed" / env_id).glob(f"{algo}-*.csv")]
+        ends = [read_run(path, "speed")[1].iloc[-1] for path in (folder / "speed" / env_id).glob(f"{algo}-*.csv")]
         if ends:
             measured[env_id, algo] = np.median([end["timesteps"] / end["cpu_seconds"] for end in ends]), ends[0]["timesteps"]
     complete = {env_id for env_id, group in curves.groupby("env") if all((env_id, a) in measured for a in set(group["algo"]))}
@@ -396,7 +417,7 @@ def steps_to_solve(folder: Path) -> str:
         for algo, name in NAMES.items():
             reached = []
             for path in sorted((folder / "solve" / env_id).glob(f"{algo}-*.csv")):
-                run = pd.read_csv(path, comment="#")
+                _, run = read_run(path, "solve")
                 passed = (run["eval_mean"] >= enough).astype(int)
                 # 1 where this evaluation and the next ones pass
                 starts = run[passed[::-1].rolling(SOLVE_IN_A_ROW).min()[::-1] == 1]
@@ -489,18 +510,28 @@ def figure(curves: pd.DataFrame, x: str, env_ids: list[str], algos: list[str], p
     plt.close(sheet)
 
 
-def put_between(path: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
+def around_marks(path: Path, marks: tuple[str, str] = MARKS) -> tuple[str, str]:
     """
     :param path: A page that holds the lines that say where the tables stand
-    :param text: What is to stand between them
     :param marks: Those lines
+    :return: What is before the tables, and what is behind them, with the lines
     :raises ValueError: If they are not there
     """
-    before, begin, rest = path.read_text().partition(marks[0])
+    before, begin, rest = (path.read_text() if path.exists() else "").partition(marks[0])
     _, end, after = rest.partition(marks[1])
     if not (begin and end):
         raise ValueError(f"{path} must hold the lines {marks[0]!r} and {marks[1]!r}, between which the tables go.")
-    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+    return before + begin, end + after
+
+
+def put_between(path: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
+    """
+    :param path: A page, see :func:`around_marks`
+    :param text: What is to stand between the lines
+    :param marks: Those lines
+    """
+    before, after = around_marks(path, marks)
+    path.write_text(f"{before}\n\n{text}\n\n{after}")
 
 
 def tables(folder: Path, runs: pd.DataFrame, curves: pd.DataFrame, env_ids: list[str], algos: list[str]) -> dict[str, str]:
@@ -537,8 +568,13 @@ def report(folder: Path, docs: Path, env_ids: list[str], algos: list[str], page:
     :param env_ids: Environments
     :param algos: Algorithms
     :param page: A page to put the tables into, see :func:`put_between`
+    :raises ValueError: If a file is damaged, the page has no place for the tables, or there are none for it
     """
+    if page is not None:
+        around_marks(page)
     runs, curves = load(folder, env_ids, algos)
+    if page is not None and runs.empty:
+        raise ValueError(f"{folder} must hold finished runs to put into {page}, which is left as it is.")
     curves = set_clocks(curves, folder)
     env_ids, algos = in_order(runs, "env", env_ids), in_order(runs, "algo", algos)
     sections = tables(folder, runs, curves, env_ids, algos)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -79,13 +80,64 @@ def test_a_damaged_file_is_named(n_bytes: int, tmp_path: Path) -> None:
             function()
 
 
+@pytest.mark.parametrize("row", ["1000,3.1", "abc,1,1,1,1,1,1", "1000,1,1,1,1,nan,1"])
+def test_a_last_row_that_is_none_is_named(row: str, tmp_path: Path) -> None:
+    import learning_report
+
+    write(tmp_path, "Hopper-v5", "reinforce", 0, 100.0, speed=10)
+    path = tmp_path / "Hopper-v5" / "reinforce-0.csv"
+    path.write_text(f"{path.read_text()}{row}\n")
+    with pytest.raises(ValueError, match=r"reinforce-0\.csv must go to the end of its run, .* remove it to repeat the run"):
+        learning_report.load(tmp_path, ["Hopper-v5"], ["reinforce"])
+
+
+@pytest.mark.parametrize("line", ["5", "# {}", '# {"algo": "ppo"}'])
+def test_a_first_line_that_says_nothing_is_named(line: str, tmp_path: Path) -> None:
+    import learning
+
+    (tmp_path / "ppo-0.csv").write_text(f"{line}\ntimesteps\n")
+    with pytest.raises(ValueError, match=r"ppo-0\.csv must begin with a line of JSON"):
+        learning.read_metadata(tmp_path / "ppo-0.csv")
+
+
+def test_other_damaged_files_are_named(tmp_path: Path) -> None:
+    import learning_report
+
+    (tmp_path / "random.csv").touch()
+    with pytest.raises(ValueError, match=r"random\.csv must have the columns env and mean"):
+        learning_report.read_random(tmp_path)
+    write(tmp_path, "Hopper-v5", "ppo", 0, 100.0, speed=10)
+    _, curves = learning_report.load(tmp_path, ["Hopper-v5"], ["ppo"])
+    (tmp_path / "speed" / "Hopper-v5").mkdir(parents=True)
+    (tmp_path / "speed" / "Hopper-v5" / "ppo-0.csv").touch()
+    with pytest.raises(ValueError, match=r"ppo-0\.csv must begin with a line of JSON"):
+        learning_report.set_clocks(curves, tmp_path)
+
+
+def test_runs_of_different_budgets_are_not_compared(tmp_path: Path) -> None:
+    import learning_report
+
+    for algo in ("reinforce", "ppo"):
+        write(tmp_path, "Hopper-v5", algo, 0, 100.0, speed=10)
+    path = tmp_path / "Hopper-v5" / "reinforce-0.csv"
+    path.write_text(path.read_text().replace('"budget": 1000', '"budget": 500', 1))
+    with pytest.raises(ValueError, match=r"must have the budget of the runs beside it, 500, got 1000"):
+        learning_report.load(tmp_path, ["Hopper-v5"], ["reinforce", "ppo"])
+
+
 @pytest.mark.parametrize(
-    "arguments",
-    [["--workers", "0"], ["--workers", "-1"], ["--seeds", "-1"], ["--envs", "Hopper"], ["--algos", "sac"]],
+    ("arguments", "message"),
+    [
+        (["--workers", "0"], "must be an integer of at least 1, got '0'"),
+        (["--workers", "-1"], "must be an integer of at least 1, got '-1'"),
+        (["--seeds", "0-4"], "must be an integer of at least 0, got '0-4'"),
+        (["--envs", "Hopper"], "invalid choice"),
+        (["--algos", "sac"], "invalid choice"),
+    ],
     ids=str,
 )
-def test_bad_arguments_are_refused(arguments: list[str], tmp_path: Path) -> None:
-    assert f"argument {arguments[0]}: invalid" in benchmark("run", *arguments, folder=tmp_path, status=2)
+def test_bad_arguments_are_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
+    assert f"argument {arguments[0]}: {message}" in benchmark("run", *arguments, folder=tmp_path, status=2)
 
 
 def test_two_runners_may_come_to_the_same_run(tmp_path: Path) -> None:
@@ -311,12 +363,68 @@ def test_the_defaults_are_changed_one_by_one(tmp_path: Path, monkeypatch: pytest
     assert runs["training_return"].between(8, 500).all() and runs["eval_mean"].between(8, 500).all()
     runs["training_return"], runs["eval_mean"] = runs["seed"] - 150.0, runs["seed"] * 1.0
     runs.to_csv(defaults.RESULTS, index=False)
-    assert "| none | 50.5 ± 0.707 | 200 |" in defaults.table() and "| `n_steps` 128 | - | - |" in defaults.table()
+    assert "| none | 50.5 ± 0.707 (2) | 200 |" in defaults.table() and "| `n_steps` 128 | - | - |" in defaults.table()
+
+
+def test_a_default_that_fails_leaves_the_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import defaults
+
+    def train(task: str, change: str, seed: int) -> str:
+        if seed == 200:
+            raise RuntimeError("out of luck")
+        return f"{task},{change},{seed},600,10,{seed}"
+
+    monkeypatch.setattr(defaults, "RESULTS", tmp_path / "defaults.csv")
+    monkeypatch.setattr(defaults, "train", train)
+    with pytest.raises(ValueError, match=r"defaults\.csv must hold finished runs"):
+        defaults.table()
+    assert not defaults.run(["CartPole-v1"], ["none"], 2)
+    assert "'CartPole-v1', 'none', 200) FAILED: RuntimeError('out of luck')" in capsys.readouterr().out
+    assert sorted(pd.read_csv(defaults.RESULTS)["seed"]) == [201, 202, 203, 204]
+    defaults.RESULTS.write_text(defaults.RESULTS.read_text()[:-2])
+    for function in (defaults.table, lambda: defaults.run(["CartPole-v1"], ["none"], 1)):
+        with pytest.raises(ValueError, match=r"must end with a whole row, got 'CartPole-v1,none,20\d,600,10,\d+': remove it"):
+            function()
+
+
+def test_the_defaults_can_be_stopped(tmp_path: Path) -> None:
+    """All processes end, and the next call goes on."""
+    script = f"""
+import pathlib, sys, time
+import defaults
+defaults.RESULTS = pathlib.Path({str(tmp_path / "defaults.csv")!r})
+def train(*arguments):
+    print("begun", flush=True)
+    time.sleep(600)
+defaults.train = train
+sys.argv = ["defaults.py", "run", "--workers", "2"]
+defaults.main()
+"""
+    paths = os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "begun" in line:
+            break
+    process.terminate()
+    process.stdout.read()  # comes to its end when the last process that could write there has ended
+    assert process.wait(30) == 128 + signal.SIGTERM
 
 
 def test_report_of_nothing(tmp_path: Path) -> None:
-    from learning_report import report
+    """It leaves pages alone."""
+    from learning_report import MARKS, report
 
+    page, missing = tmp_path / "page.md", tmp_path / "missing.md"
+    page.write_text("\n".join(MARKS))
+    for path, message in ((page, "must hold finished runs"), (missing, r"missing\.md must hold the lines")):
+        with pytest.raises(ValueError, match=message):
+            report(tmp_path, tmp_path, ["Hopper-v5"], ["reinforce"], path)
+    assert page.read_text() == "\n".join(MARKS)
     report(tmp_path, tmp_path, ["Hopper-v5"], ["reinforce"])
     assert "No run has finished." in (tmp_path / "report.md").read_text()
 
@@ -326,11 +434,12 @@ def test_steps_to_solve(tmp_path: Path) -> None:
     from learning import COLUMNS
     from learning_report import steps_to_solve
 
+    info = '# {"seed": 0, "budget": 5000, "entry": "some", "hyperparameters": {}}'
     folder = tmp_path / "solve" / "CartPole-v1"
     folder.mkdir(parents=True)
     for seed, returns in enumerate(([500, 100, 480, 475, 500], [500, 500, 100, 500, 500])):
         rows = [f"{1000 * i},1,{i + seed},10,50,{value},0" for i, value in enumerate(returns, start=1)]
-        (folder / f"ppo-{seed}.csv").write_text("\n".join(["# {}", ",".join(COLUMNS), *rows]) + "\n")
+        (folder / f"ppo-{seed}.csv").write_text("\n".join([info, ",".join(COLUMNS), *rows]) + "\n")
     assert "| CartPole-v1, PPO | 475 | 1 of 2 | - | 3,000 | - | - |" in steps_to_solve(tmp_path)
     (folder / "ppo-1.csv").unlink()
     assert "| CartPole-v1, PPO | 475 | 1 of 1 | 3,000 | 3,000 | 3,000 | 3.00 |" in steps_to_solve(tmp_path)
