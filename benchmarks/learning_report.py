@@ -106,10 +106,10 @@ def load(folder: Path, env_ids: list[str], algos: list[str]) -> tuple[pd.DataFra
                     )
                 key = {"env": env_id, "algo": algo, "seed": info["seed"]}
                 last = rows.iloc[-1]
-                what = {"entry": info["entry"], "hyperparameters": info["hyperparameters"]}
+                what = {name: info[name] for name in ("budget", "entry", "hyperparameters")}
                 outcomes.append({**key, **what, **last[["return_last_100", "eval_mean"]]})
                 curves.append(rows.assign(**key))
-    columns = ["env", "algo", "seed", "entry", "hyperparameters", "return_last_100", "eval_mean"]
+    columns = ["env", "algo", "seed", "budget", "entry", "hyperparameters", "return_last_100", "eval_mean"]
     runs = pd.DataFrame(outcomes, columns=columns).sort_values("seed", kind="stable")
     return runs, pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=[*COLUMNS, "env", "algo", "seed"])
 
@@ -193,12 +193,13 @@ def entries(runs: pd.DataFrame, env_ids: list[str], algos: list[str]) -> str:
     :param runs: The runs
     :param env_ids: Environments
     :param algos: Algorithms
-    :return: A table of the entries that the runs took their hyperparameters from, with what they train in
+    :return: A table of the entries that the runs took their hyperparameters from, with what they train in, and of the budgets
     """
     sources = [f"{entry}; {around(kwargs)}" for entry, kwargs in zip(runs["entry"], runs["hyperparameters"], strict=True)]
     found = runs.assign(entry=sources).groupby(["env", "algo"])["entry"].agg(lambda values: " / ".join(sorted(set(values))))
-    rows = [[env_id, *(str(found.get((env_id, algo), "-")) for algo in algos)] for env_id in env_ids]
-    return markdown(["environment", *(NAMES[algo] for algo in algos)], rows)
+    budgets = runs.groupby("env")["budget"].first()
+    rows = [[env_id, f"{budgets[env_id]:,}", *(str(found.get((env_id, algo), "-")) for algo in algos)] for env_id in env_ids]
+    return markdown(["environment", "timesteps", *(NAMES[algo] for algo in algos)], rows)
 
 
 def around(entry: dict[str, Any]) -> str:
@@ -404,7 +405,16 @@ def times(runs: pd.DataFrame, curves: pd.DataFrame, random: dict[str, float], en
             cells = [threshold, our_time, their_time, ratio, our_steps, their_steps]
             rows.append([f"{env_id}, {NAMES[algo]}", *(number(float(cell)) for cell in cells)])
     header = ["", "return", "REINFORCE, CPU s", "other, CPU s", "other / REINFORCE", "REINFORCE, steps", "other, steps"]
-    return markdown(header, rows) if rows else "No environment has runs of REINFORCE, another algorithm and random actions."
+    what = (
+        f"The return is {COMMON_SHARE:.0%} of the way from random actions to the lower of the two mean training returns at "
+        f"the end. Medians over the seeds of when the mean of the last 100 episodes ({MIN_EPISODES} or more) first is there; "
+        "a dash where half of the runs or more never are."
+    )
+    return (
+        f"{what}\n\n{markdown(header, rows)}"
+        if rows
+        else "No environment has runs of REINFORCE, another algorithm and random actions."
+    )
 
 
 def steps_to_solve(folder: Path) -> str:
@@ -428,7 +438,7 @@ def steps_to_solve(folder: Path) -> str:
                 figures = (np.median(steps), np.min(steps), np.max(steps), np.median(seconds))
                 rows.append([f"{env_id}, {name}", number(enough), solved, *(number(float(figure)) for figure in figures)])
     header = ["", "return", "solved", "median steps", "least", "most", "median CPU s"]
-    return markdown(header, rows) if rows else "No run has finished."
+    return f"CPU seconds as they were measured.\n\n{markdown(header, rows)}" if rows else "No run has finished."
 
 
 # === Figures ===

@@ -133,7 +133,7 @@ def warn_of_length(what: str) -> None:
     warnings.warn(
         f"{what} Its length is measured to second order, which does not reach far enough where the policy is all but "
         "deterministic, or the damping all but zero. A smaller `target_kl`, a little entropy (`ent_coef`) or a larger "
-        "`cg_damping` helps. `train/kl_divergence` shows all steps.",
+        "`cg_damping` helps. `train/kl_divergence` shows the steps that were made.",
         UserWarning,
         stacklevel=3,
     )

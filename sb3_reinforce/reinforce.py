@@ -64,13 +64,14 @@ class REINFORCE(NaturalGradientAlgorithm):
         horizon), and ``n_steps`` is ignored
     :param batch_size: Minibatch size of the critic's regression
     :param gamma: Discount factor, in [0, 1]
-    :param gae_lambda: 1 is pure Monte Carlo. Below it, Generalized Advantage Estimation, with ``baseline="value"`` and
-        ``reward_to_go=True`` only
+    :param gae_lambda: 1: the returns are sums of rewards, as Monte Carlo methods have them. Below it, Generalized Advantage
+        Estimation, with ``baseline="value"`` and ``reward_to_go=True`` only
     :param reward_to_go: Weight each action by the return from its own timestep on; ``False``: by that of the whole episode
     :param baseline: What is subtracted from the returns: ``None``; ``"mean"`` of the batch (slightly biased, the sample
         itself is in it); ``"leave_one_out"``, the mean of the other episodes at the same timestep; ``"linear"``, a ridge
-        regression on the other episodes' observations and times; ``"value"``, the policy's critic as it was before this
-        batch; or a callable ``baseline(returns, timesteps, episode_ids)`` of flat float arrays,
+        regression on the other episodes' observations and times (both, unless ``n_episodes`` fixes their number, without
+        the later episodes of the same environment; 0 where there is no other); ``"value"``, the policy's critic as it was
+        before this batch; or a callable ``baseline(returns, timesteps, episode_ids)`` of flat float arrays,
         one number per recorded timestep, that returns an array of that shape
     :param complete_episodes: ``False``: SB3's rollouts of ``n_steps``, whose unfinished tails are bootstrapped with the
         critic
@@ -79,7 +80,7 @@ class REINFORCE(NaturalGradientAlgorithm):
         environment's own limit where it declares one, else 10,000. ``rollout/ep_rew_mean`` has what it came to until then.
         Of no effect with ``complete_episodes=False``
     :param bootstrap_on_truncation: With the value baseline, an episode that was cut by a time limit ends in
-        :math:`\gamma V(s_T)`; ``False``: in nothing (pure finite-horizon Monte Carlo). Without a critic always the latter
+        :math:`\gamma V(s_T)`; ``False``: in nothing (the return of a finite horizon). Without a critic always the latter
     :param discount_state_distribution: Whether to weight the timesteps by :math:`\gamma^t`, as the gradient of the discounted
         objective has it; common practice drops the factor. With ``reward_to_go`` only: the return of the whole episode
         is discounted already
