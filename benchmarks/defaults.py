@@ -1,5 +1,5 @@
 """
-What are the constructor's defaults worth? Each is changed by itself, on three small tasks.
+What are the constructor's defaults worth? Each is changed by itself, on small tasks.
 
     python benchmarks/defaults.py run [--workers 2] [--tasks ...] [--changes ...]     # goes on where it was stopped
     python benchmarks/defaults.py report [--page BENCHMARKS.md]                       # the table
@@ -37,7 +37,7 @@ FIRST_SEED = 200
 N_POINTS = 50
 MARKS = "<!-- Written by `defaults.py report`: begin -->", "<!-- Written by `defaults.py report`: end -->"
 #: Timesteps and number of seeds
-TASKS = {"CartPole-v1": (50_000, 5), "Acrobot-v1": (100_000, 3), "InvertedPendulum-v5": (50_000, 3)}
+TASKS = {"CartPole-v1": (50_000, 5), "Acrobot-v1": (100_000, 5), "InvertedPendulum-v5": (50_000, 3)}
 
 
 def shown(value: Any) -> str:
