@@ -21,15 +21,20 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
+from sb3_reinforce.buffers import one_hot
 from sb3_reinforce.checks import check_finite, not_finite, surely_finite
 from sb3_reinforce.policies import has_own_forward, has_sb3_forward
+from sb3_reinforce.recording import of_space
 
-#: Steps that the noise is drawn ahead for
+#: Steps that the noise is drawn ahead for at most, and numbers of it, if one step does not need more
 NOISE_BLOCK = 256
+MAX_NOISE = 2**18
+#: Tables of discrete observations are kept up to this many numbers
+MAX_TABLE = 2**18
 
 Observation = np.ndarray | dict[str, np.ndarray]
 Timestep = Callable[[int], int]
@@ -68,6 +73,7 @@ class PolicySampler:
         :return: Actions, values and log-probabilities
         :raises ValueError: If the policy's output is not finite
         """
+        obs = of_space(obs, self.policy.observation_space)
         with th.no_grad():
             try:
                 actions_tensor, values, log_probs = self.policy(obs_as_tensor(obs, self.policy.device))
@@ -113,9 +119,7 @@ class NumpySampler(PolicySampler):
         super().__init__(policy)
         self.n_envs = n_envs
         self.rng = rng
-        features = _features_function(policy.observation_space)
-        assert features is not None
-        self._features = features
+        self._features = Features(policy.observation_space)
         self._modules = _actor_layers(policy)
         self._linears = [layer for layer in self._modules if isinstance(layer, nn.Linear)]
         self._layers: list[tuple[np.ndarray, np.ndarray, np.ndarray, Activation | None]] = []
@@ -137,7 +141,7 @@ class NumpySampler(PolicySampler):
             self._layers.append((weight, bias, buffer, activation))
         self._head.start_rollout(self.policy)
 
-    def outputs(self, obs: np.ndarray) -> np.ndarray:
+    def outputs(self, obs: Observation) -> np.ndarray:
         """
         The parameters of the action distribution.
 
@@ -155,8 +159,9 @@ class NumpySampler(PolicySampler):
         return x
 
     def sample(self, obs: Observation, timestep: Timestep) -> Sample:
-        outputs = self.outputs(obs)  # type: ignore[arg-type]
+        outputs = self.outputs(obs)
         if not surely_finite(outputs):
+            self._features.check(obs)
             check_finite("output of the policy", outputs, timestep)
         actions = self._head.sample(outputs, self._latent, self.rng)
         if self._head.may_overflow:
@@ -183,9 +188,9 @@ def _is_understood(policy: ActorCriticPolicy) -> bool:
     modules = [policy, *policy.mlp_extractor.modules(), *policy.pi_features_extractor.modules(), policy.action_net]
     return (
         policy.device.type == "cpu"
-        and type(policy.pi_features_extractor) is FlattenExtractor
+        and _only_flattens(policy.pi_features_extractor)
         and type(policy.action_dist) in _HEADS
-        and _features_function(policy.observation_space) is not None
+        and is_flat(policy.observation_space, policy.normalize_images)
         and type(policy.mlp_extractor.policy_net) is nn.Sequential
         and type(policy.action_net) is nn.Linear
         and _alternates(list(policy.mlp_extractor.policy_net))
@@ -209,23 +214,84 @@ def _alternates(layers: list[nn.Module]) -> bool:
     )
 
 
-# Observations: what SB3's preprocessing and FlattenExtractor make of them
+def _only_flattens(extractor: nn.Module) -> bool:
+    """Whether a features extractor does no more than to put its numbers in a row."""
+    if type(extractor) is CombinedExtractor:
+        return all(type(part) is nn.Flatten for part in extractor.extractors.values())
+    return type(extractor) is FlattenExtractor
 
 
-def _features_function(space: spaces.Space) -> Callable[[np.ndarray], np.ndarray] | None:
-    if isinstance(space, spaces.Box) and not is_image_space(space):
-        if len(space.shape) == 1 and space.dtype == np.float32:
-            return lambda obs: obs if obs.dtype == np.float32 else obs.astype(np.float32)
-        return lambda obs: obs.reshape(len(obs), -1).astype(np.float32, copy=False)
-    if isinstance(space, spaces.MultiBinary):
-        return lambda obs: obs.reshape(len(obs), -1).astype(np.float32)
-    if isinstance(space, spaces.Discrete):
-        one_hot = np.eye(int(space.n), dtype=np.float32)
-        return lambda obs: one_hot[obs.reshape(-1)]
-    if isinstance(space, spaces.MultiDiscrete) and len(space.nvec.shape) == 1:
-        one_hots = [np.eye(n, dtype=np.float32) for n in space.nvec.tolist()]
-        return lambda obs: np.concatenate([rows[obs[:, i]] for i, rows in enumerate(one_hots)], axis=1)
-    return None
+# Observations: what SB3's preprocessing, and extractors that flatten, make of them
+
+
+def is_flat(space: spaces.Space, normalize_images: bool = True) -> bool:
+    """
+    :param space: An observation space
+    :param normalize_images: Whether the policy divides the numbers of images by 255
+    :return: Whether :class:`Features` knows it
+    """
+    if isinstance(space, spaces.Dict):
+        return all(is_flat(part, normalize_images) for part in space.spaces.values())
+    if isinstance(space, spaces.Box):
+        return not (normalize_images and is_image_space(space))
+    if isinstance(space, spaces.MultiDiscrete):
+        return len(space.nvec.shape) == 1
+    return isinstance(space, spaces.Discrete | spaces.MultiBinary)
+
+
+class Features:
+    """
+    What the networks get of observations in any type of numbers, shape ``(n_envs, n_features)``, float32.
+
+    :param space: The space of the observations, see :func:`is_flat`
+    """
+
+    def __init__(self, space: spaces.Space):
+        self.space = space
+        self._sizes: list[int] = []
+        if isinstance(space, spaces.Dict):
+            self._parts = {key: Features(part) for key, part in space.spaces.items()}
+        elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+            self._sizes = [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.tolist()
+        # A fifth of the time of `one_hot`. What is no value of the space finds NaN, also one below 0, which counts from the end
+        self._tables = [
+            np.concatenate([np.eye(size, dtype=np.float32), np.full((size, size), np.nan, np.float32)])
+            for size in self._sizes
+            if sum(size**2 for size in self._sizes) <= MAX_TABLE
+        ]
+
+    def __call__(self, obs: Observation) -> np.ndarray:
+        """
+        :param obs: Observations of all environments
+        :return: The features
+        :raises ValueError: If a discrete observation is none of its values (or the features are NaN there)
+        """
+        if isinstance(obs, dict):
+            return np.concatenate([part(obs[key]) for key, part in self._parts.items()], axis=1)
+        if self._tables:
+            columns = obs if obs.dtype.kind in "iu" else obs.astype(np.int64)  # towards zero, as PyTorch does it
+            try:
+                if len(self._tables) == 1:
+                    return self._tables[0][columns.reshape(-1)]
+                columns = columns.reshape(-1, len(self._sizes))
+                return np.concatenate([table[columns[:, i]] for i, table in enumerate(self._tables)], axis=1)
+            except IndexError:
+                pass  # `one_hot` says which
+        if self._sizes:
+            return one_hot(obs.reshape(-1, len(self._sizes)), self._sizes)
+        flat = obs if obs.ndim == 2 else obs.reshape(len(obs), -1)
+        return flat if flat.dtype == np.float32 else flat.astype(np.float32)
+
+    def check(self, obs: Observation) -> None:
+        """
+        :param obs: Observations of all environments
+        :raises ValueError: If a discrete one is none of its values
+        """
+        if isinstance(obs, dict):
+            for key, part in self._parts.items():
+                part.check(obs[key])
+        elif self._sizes:
+            one_hot(obs.reshape(-1, len(self._sizes)), self._sizes)
 
 
 # Activations: functions of the input and the array that takes the output (which may be the same)
@@ -314,7 +380,8 @@ class _NoiseHead(_Head):
         :return: Fresh noise, shape ``(n_envs, n_outputs)``
         """
         if self._next_noise == len(self._noise):
-            self._noise, self._next_noise = self.draw(rng, (NOISE_BLOCK, *self.shape)).astype(np.float32), 0
+            n_steps = max(1, min(NOISE_BLOCK, MAX_NOISE // (self.shape[0] * self.shape[1])))
+            self._noise, self._next_noise = self.draw(rng, (n_steps, *self.shape)).astype(np.float32, copy=False), 0
         self._next_noise += 1
         return self._noise[self._next_noise - 1]
 

@@ -1,6 +1,6 @@
 """SB3's rollout buffers, for rollouts of whole episodes: the environments contribute as many timesteps as they recorded."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,11 +54,15 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     #: Index of the episode, shape ``(n_timesteps,)``
     episode_ids: np.ndarray
 
+    #: How a model makes returns and advantages of the rewards; ``None`` before it has done so
+    recompute: Callable[["EpisodeRolloutBuffer", np.ndarray, np.ndarray], None] | None = None
+
     _rows: dict[str, np.ndarray] | None = None
 
     def reset(self) -> None:
         super(RolloutBuffer, self).reset()
         self.generator_ready = False
+        self.recompute = None
         if self._rows is None:
             self._rows = self._allocate(self.buffer_size * self.n_envs)
         # The environments of each run of vector steps that the same ones recorded, and the row behind it
@@ -113,7 +117,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
         if len(recording) < self.n_envs:
             obs = {key: value[recording] for key, value in obs.items()} if isinstance(obs, dict) else obs[recording]
-            action, reward, episode_start = action[recording], reward[recording], episode_start[recording]
+            action, reward, episode_start = action[recording], np.asarray(reward)[recording], episode_start[recording]
         rows, n_rows = self._rows, stop - first
         self._write_observations(obs, first, stop)
         rows["actions"][first:stop] = action.reshape(n_rows, self.action_dim)
@@ -188,12 +192,32 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
     def compute_returns_and_advantage(self, last_values: th.Tensor | np.ndarray, dones: np.ndarray) -> None:
         """
+        Compute the returns and advantages again, from ``rewards`` that a callback has changed at the end of a rollout: with
+        the model's baseline, and with what was found to follow the episodes that a time limit or a horizon has cut.
+
+        In a buffer that no model has evaluated these are the returns-to-go (TD(lambda) targets if ``gae_lambda < 1``) and
+        their advantages over ``values``, and both arguments have a number for each episode, shape ``(n_episodes,)``.
+
+        :param last_values: Values of the observations after the rollout, as in SB3, shape ``(n_envs,)`` or ``(n_envs, 1)``.
+            They count for the episodes that go on in the next rollout (``complete_episodes=False``)
+        :param dones: Whether an episode ended with the last step, so that the value does not count, shape ``(n_envs,)``
+        :raises ValueError: If there are not as many as they count for
+        """
+        if isinstance(last_values, th.Tensor):
+            last_values = last_values.detach().cpu().numpy()
+        last_values, dones = np.asarray(last_values, dtype=np.float64).ravel(), np.asarray(dones, dtype=bool).ravel()
+        if self.recompute is None:
+            self.set_returns_and_advantages(np.where(dones, 0.0, last_values))
+        else:
+            self.recompute(self, last_values, dones)
+
+    def set_returns_and_advantages(self, last_values: np.ndarray) -> None:
+        """
         The returns-to-go (TD(lambda) targets if ``gae_lambda < 1``) and the advantages over ``values``.
 
-        :param last_values: Value of the observation behind the last timestep of each episode, shape ``(n_episodes,)``
-        :param dones: Whether nothing follows there, so that the value does not count, shape ``(n_episodes,)``
+        :param last_values: What each episode is worth after its last timestep, 0 where nothing follows, shape
+            ``(n_episodes,)``
         """
-        last_values = np.where(dones, 0.0, np.asarray(last_values, dtype=np.float64))
         if self.gae_lambda == 1.0:
             returns = returns_to_go(self.rewards, self.gamma, self.episodes, last_values)
             advantages = returns - self.values
@@ -202,7 +226,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
                 self.rewards, self.values, self.gamma, self.gae_lambda, self.episodes, last_values
             )
             returns = advantages + self.values
-        self.returns, self.advantages = returns.astype(np.float32), advantages.astype(np.float32)
+        self.returns, self.advantages = as_float32(returns), as_float32(advantages)
 
     def get(  # type: ignore[override]
         self, batch_size: int | None = None, shuffle: bool = True
@@ -273,6 +297,36 @@ class EpisodeDictRolloutBuffer(EpisodeRolloutBuffer, DictRolloutBuffer):  # type
 
     def _observation_samples(self, batch_inds: np.ndarray | slice) -> TensorDict:
         return {key: self.to_torch(array[batch_inds], copy=False) for key, array in self.observations.items()}
+
+
+@np.errstate(under="ignore")
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """
+    :param array: Numbers of float64; the smallest of them become 0
+    :return: The same in float32
+    """
+    return array.astype(np.float32)
+
+
+def one_hot(columns: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """
+    What SB3 makes of discrete observations. No table is kept, which would be as large as the square of their number.
+
+    :param columns: Integers, in any type of number, shape ``(n, len(sizes))``
+    :param sizes: How many values each column has
+    :return: For each column one number per value, 1 for the value that it has, shape ``(n, sum(sizes))``, float32
+    :raises ValueError: If a number is none of its column's values
+    """
+    values = columns.astype(np.int64)  # towards zero, as PyTorch does it
+    result = np.zeros((len(values), sum(sizes)), np.float32)
+    every_row, first = np.arange(len(values)), 0
+    for column, size in zip(values.T, sizes, strict=True):
+        if column.size and not 0 <= column.min() <= column.max() < size:
+            wrong = next(value for value in column.tolist() if not 0 <= value < size)
+            raise ValueError(f"A discrete observation must be one of the {size} integers from 0 on, got {wrong}.")
+        result[every_row, first + column] = 1.0
+        first += size
+    return result
 
 
 def whole_rollout(buffer: RolloutBuffer) -> EpisodeRolloutBufferSamples | RolloutBufferSamples:

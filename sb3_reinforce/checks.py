@@ -174,9 +174,7 @@ def check_learning_rate(name: str, value: object) -> None:
     :raises ValueError: If the value is neither a non-negative number nor a schedule
     """
     if not callable(value):
-        if not isinstance(value, int | float):  # all that SB3 takes
-            raise ValueError(f"`{name}` must be a finite number of at least 0 or a schedule, got {value!r}.")
-        check_number(name, value, 0)
+        check_number(name, value, 0, schedule=True)
 
 
 def _check_combinations(get: Callable[[str], Any]) -> None:
@@ -297,7 +295,7 @@ def surely_finite(array: np.ndarray) -> bool:
         _ZEROS[key] = np.zeros(flat.size, flat.dtype)
     try:
         return bool(flat.dot(_ZEROS[key]) == 0.0)  # NaN and infinity times zero are NaN
-    except RuntimeWarning:  # ... of which NumPy warns, where warnings are errors
+    except (RuntimeWarning, FloatingPointError):  # ... of which NumPy warns, where warnings are errors, or which it raises
         return False
 
 

@@ -16,8 +16,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_reinforce.distributed import ALONE, Workers
-from sb3_reinforce.estimator import clip_by_norm, pieces, take
+from sb3_reinforce.estimator import MAX_NUMBERS, clip_by_norm, pieces, take
 from sb3_reinforce.policies import has_own_forward, has_sb3_forward
+
+#: Larger critics are fitted in PyTorch, which needs no copies of the weights and of the state of the optimizer
+MAX_FLAT = 2**20
 
 
 def fit_critic(
@@ -46,16 +49,32 @@ def fit_critic(
         batches. A minibatch is made of a part of each worker's
     :raises ValueError: If the regression diverges
     """
-    inputs, value_function = _critic_inputs(policy, observations, actions)
+    inputs, value_function, in_pieces = _critic_inputs(policy, observations, actions)
     # No gradient is left on the actor's parameters, so that the optimizer passes them by
     policy.optimizer.zero_grad(set_to_none=True)
-    if is_plain(policy, parameters):
+    if not in_pieces and is_plain(policy, parameters):
         assert isinstance(inputs[0], th.Tensor)
         arrays = inputs[0].numpy(), returns.numpy()
         losses = _fit_in_numpy(policy, *arrays, n_updates, batch_size, max_grad_norm, workers)
     else:
+
+        def minibatch_gradient(indices: np.ndarray, n_total: int) -> tuple[th.Tensor, list[th.Tensor]]:
+            loss = th.zeros((), device=returns.device)
+            gradients: list[th.Tensor] = []
+            for part in pieces(policy, len(indices)) if in_pieces else [slice(None)]:
+                rows = th.from_numpy(indices[part]).to(returns.device)
+                values = value_function(*(take(array, rows) for array in inputs)).flatten()
+                part_loss = ((values - returns[rows]) ** 2).sum() / n_total
+                # A layer that the values pass by has a gradient of zero, with every worker
+                found = list(th.autograd.grad(part_loss, parameters, allow_unused=True, materialize_grads=True))
+                for total, part_gradient in zip(gradients, found, strict=False):  # there are none at first
+                    total += part_gradient
+                gradients = gradients or found
+                loss = loss + part_loss.detach()
+            return loss, gradients or [th.zeros_like(parameter) for parameter in parameters]
+
         losses = _fit_in_torch(
-            policy, value_function, inputs, returns, parameters, n_updates, batch_size, max_grad_norm, workers
+            policy, minibatch_gradient, len(returns), parameters, n_updates, batch_size, max_grad_norm, workers
         )
     if not np.isfinite(losses).all():
         raise ValueError("The value loss must be finite, got nan or infinity while the critic was fitted to the returns.")
@@ -63,9 +82,8 @@ def fit_critic(
 
 def _fit_in_torch(
     policy: ActorCriticPolicy,
-    value_function: Callable[..., th.Tensor],
-    inputs: tuple[PyTorchObs, ...],
-    returns: th.Tensor,
+    minibatch_gradient: Callable[[np.ndarray, int], tuple[th.Tensor, list[th.Tensor]]],
+    n_timesteps: int,
     parameters: Sequence[nn.Parameter],
     n_updates: int,
     batch_size: int,
@@ -74,33 +92,37 @@ def _fit_in_torch(
 ) -> list[float]:
     losses = []
     for _ in range(n_updates):
-        for indices, n_total in workers.minibatches(len(returns), batch_size):
-            rows = th.from_numpy(indices).to(returns.device)
-            values = value_function(*(take(array, rows) for array in inputs)).flatten()
-            loss = ((values - returns[rows]) ** 2).sum() / n_total
-            # A layer that the values pass by has a gradient of zero, with every worker
-            gradients = th.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        for indices, n_total in workers.minibatches(n_timesteps, batch_size):
+            loss, gradients = minibatch_gradient(indices, n_total)
             workers.add_up(gradients)
             clip_by_norm(gradients, max_grad_norm)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             policy.optimizer.step()
-            losses.append(loss.detach())
+            policy.optimizer.zero_grad(set_to_none=True)
+            losses.append(loss)
     return th.stack(losses).tolist()
 
 
 def _critic_inputs(
     policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor
-) -> tuple[tuple[PyTorchObs, ...], Callable[..., th.Tensor]]:
-    """What the critic is a function of, and that function: as little as possible is computed anew in each pass."""
+) -> tuple[tuple[PyTorchObs, ...], Callable[..., th.Tensor], bool]:
+    """
+    What the critic is a function of, that function, and whether a minibatch of it has to be taken in pieces: as little as
+    possible is computed anew in each pass.
+    """
     if not has_sb3_forward(policy):
-        return (observations, actions), lambda obs, action: policy.evaluate_actions(obs, action)[0]
-    if not policy.share_features_extractor:
-        return (observations,), policy.predict_values
+        return (observations, actions), lambda obs, action: policy.evaluate_actions(obs, action)[0], True
+    n_timesteps = len(actions)
+    arrays = observations.values() if isinstance(observations, dict) else [observations]
+    # One-hot vectors can be far larger than the numbers that they are made of
+    expands = policy.features_dim * n_timesteps > max(MAX_NUMBERS, sum(array.numel() for array in arrays))
+    if expands or not policy.share_features_extractor:
+        return (observations,), policy.predict_values, True
     with th.no_grad():
-        features = [policy.extract_features(take(observations, rows)) for rows in pieces(observations, len(actions))]
+        features = [policy.extract_features(take(observations, rows)) for rows in pieces(policy, n_timesteps)]
     latents = th.cat(features)  # type: ignore[arg-type]
-    return (latents,), lambda latent: policy.value_net(policy.mlp_extractor.forward_critic(latent))
+    return (latents,), lambda latent: policy.value_net(policy.mlp_extractor.forward_critic(latent)), False
 
 
 def is_plain(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> bool:
@@ -111,7 +133,7 @@ def is_plain(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> b
         CPU, behind a features extractor that the actor shares, and Adam without extras
     """
     optimizer = policy.optimizer
-    groups = [group for group in policy.optimizer.param_groups if group["critic"] and group["params"]]
+    groups = [group for group in optimizer.param_groups if group["critic"] and group["params"]]
     if not has_sb3_forward(policy) or not policy.share_features_extractor or type(policy.optimizer) is not th.optim.Adam:
         return False
     layers = [*policy.mlp_extractor.value_net, policy.value_net]
@@ -134,6 +156,7 @@ def is_plain(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> b
         and not optimizer._optimizer_step_pre_hooks
         and not optimizer._optimizer_step_post_hooks
         and len(steps) == 1
+        and sum(p.numel() for p in own) <= MAX_FLAT
     )
 
 

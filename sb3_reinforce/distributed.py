@@ -113,6 +113,7 @@ class Report(NamedTuple):
     :param n_timesteps: Recorded timesteps
     :param n_episodes: Recorded episodes
     :param cut: Whether an episode was cut at the horizon
+    :param cuts_expected: Whether that was to be expected
     :param infos: The ``info`` of the finished ones, as far as it is logged
     """
 
@@ -121,6 +122,7 @@ class Report(NamedTuple):
     n_timesteps: int = 0
     n_episodes: int = 0
     cut: bool = False
+    cuts_expected: bool = False
     infos: tuple[dict[str, Any], ...] = ()
 
 
@@ -208,6 +210,16 @@ class Workers:
         deviation = (flat - total / max(n, 1.0)).square().sum().view(1)
         self.add_up([deviation])
         return Moments(n, np.asarray(total / max(n, 1.0)), deviation.numpy()[0])
+
+    def union(self, items: Sequence[T], *subsets: set[T]) -> list[set[T]]:
+        """
+        :param items: What every worker has, in the same order
+        :param subsets: This worker's subsets of it
+        :return: The unions of the subsets of all workers
+        """
+        flags = th.tensor([[float(item in subset) for item in items] for subset in subsets])
+        self.add_up([flags])
+        return [{item for item, flag in zip(items, row, strict=True) if flag} for row in flags.tolist()]
 
     def start(self, model: OnPolicyAlgorithm, arguments: dict[str, Any]) -> None:
         """
@@ -304,6 +316,7 @@ class Workers:
             sum(each.n_timesteps for each in reports),
             sum(each.n_episodes for each in reports),
             any(each.cut for each in reports),
+            any(each.cuts_expected for each in reports),
             tuple(info for info in in_turn if info is not None),
         )
 

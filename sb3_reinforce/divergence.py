@@ -1,7 +1,5 @@
 """The distributions of a policy's actions, and the KL divergence between two of them."""
 
-import copy
-
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -63,17 +61,3 @@ def _expected(probs: th.Tensor, minuend: th.Tensor, subtrahend: th.Tensor) -> th
     """Probabilities times a difference; nothing where the probability is zero, as of a masked action, whose logit is -inf."""
     never = probs == 0
     return probs * (minuend.masked_fill(never, 0.0) - subtrahend.masked_fill(never, 0.0))
-
-
-def detached(law: Distribution) -> Distribution:
-    """
-    :param law: A distribution
-    :return: A copy without graph; a second forward pass would be another distribution where there is dropout
-    """
-    constant = copy.copy(law)
-    for name, value in vars(law).items():
-        if isinstance(value, th.Tensor):
-            setattr(constant, name, value.detach())
-        elif isinstance(value, Distribution):
-            setattr(constant, name, detached(value))
-    return constant

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -12,36 +12,101 @@ from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
     VecEnv,
+    VecEnvWrapper,
     VecMonitor,
     VecNormalize,
     unwrap_vec_wrapper,
 )
 
-
-def episode_limits(env: VecEnv) -> list[int | None]:
+class EpisodeLimits(NamedTuple):
     """
+    Where the episodes of a rollout are cut at the latest.
+
+    :param horizons: The longest episode that is recorded, for each environment
+    :param cuts_expected: Whether a cut is to be expected: at a horizon that the environment does not keep by itself
+    """
+
+    horizons: list[int]
+    cuts_expected: bool
+
+
+def read_limits(env: VecEnv, horizon: int | None, default: int) -> EpisodeLimits:
+    """
+    The limits as they are now: a curriculum may change them between two rollouts. Gymnasium's ``TimeLimit`` wrapper is
+    believed and nothing else: another object may call anything ``_max_episode_steps``, and a limit in a ``spec`` need not be
+    kept.
+
     :param env: The vectorized environment
-    :return: The longest episode of each environment, where it declares one: the limit of Gymnasium's ``TimeLimit``
-        wrapper, else the one in its ``spec``
+    :param horizon: Argument of the constructor
+    :param default: The longest episode where neither says one
+    :return: Their limits
     """
-    if env.has_attr("_max_episode_steps"):
-        return [_as_limit(limit) for limit in env.get_attr("_max_episode_steps")]
-    # A spec can hold what cannot be pickled, which would end the worker process
-    if isinstance(env.unwrapped, SubprocVecEnv) or not env.has_attr("spec"):
-        return [None] * env.num_envs
-    return [_as_limit(getattr(spec, "max_episode_steps", None)) for spec in env.get_attr("spec")]
-
-
-def enforces_limits(env: VecEnv) -> bool:
-    """
-    :param env: The vectorized environment
-    :return: Whether each environment ends its episodes at its limit by itself, by Gymnasium's ``TimeLimit`` wrapper
-    """
-    return all(env.env_is_wrapped(gym.wrappers.TimeLimit))
+    limits = [_as_limit(limit) for limit in of_wrappers(env, gym.wrappers.TimeLimit, "_max_episode_steps")]
+    horizons = [horizon or limit or default for limit in limits]
+    cuts_expected = any(
+        cut_at < limit if limit is not None else horizon is not None for cut_at, limit in zip(horizons, limits, strict=True)
+    )
+    return EpisodeLimits(horizons, cuts_expected)
 
 
 def _as_limit(limit: object) -> int | None:
-    return limit if isinstance(limit, int) and limit > 0 else None
+    return int(limit) if isinstance(limit, int | np.integer) and limit > 0 else None
+
+
+def innermost(env: VecEnv) -> VecEnv:
+    """
+    :param env: A vectorized environment
+    :return: What all the wrappers are around, which need not be a ``VecEnv``
+    """
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    return env
+
+
+def of_wrappers(env: VecEnv, wrapper: type[gym.Wrapper], name: str, env_ids: Sequence[int] | None = None) -> list[Any]:
+    """
+    An attribute of a wrapper around each environment. ``get_attr`` alone would take what any other object between
+    has of the same name.
+
+    :param env: The vectorized environment, which may have no answer to anything that SB3's algorithms do not ask
+    :param wrapper: Class of the wrapper
+    :param name: Name of the attribute
+    :param env_ids: Which of the environments; all of them if ``None``
+    :return: Its value for each of them; ``None`` where there is no such wrapper, or no answer
+    """
+    base = innermost(env)
+    env_ids = range(env.num_envs) if env_ids is None else env_ids
+    unknown = [None] * len(env_ids)
+    if isinstance(base, DummyVecEnv):
+        return [getattr(unwrap_wrapper(base.envs[i], wrapper), name, None) for i in env_ids]
+    try:
+        wrapped = list(base.env_is_wrapped(wrapper, env_ids))
+        if not any(wrapped):
+            return unknown
+        values = list(base.get_attr(name, env_ids))
+        if isinstance(base, SubprocVecEnv):
+            wrapped = list(base.env_is_wrapped(_Holding(wrapper, name, values), env_ids))  # type: ignore[arg-type]
+        found = [value if is_wrapped else None for value, is_wrapped in zip(values, wrapped, strict=True)]
+    except Exception:  # a simulator's own VecEnv may raise anything, or return what is no list
+        return unknown
+    return found if len(found) == len(env_ids) else unknown
+
+
+class _Holding:
+    """
+    Takes the place of a class where a worker process asks whether something is an instance of it: whether it is a wrapper that
+    itself has one of some values.
+
+    :param wrapper: Class of the wrapper
+    :param name: Name of the attribute
+    :param values: Its values
+    """
+
+    def __init__(self, wrapper: type[gym.Wrapper], name: str, values: Sequence[Any]):
+        self.wrapper, self.name, self.values = wrapper, name, values
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return isinstance(instance, self.wrapper) and getattr(instance, self.name, None) in self.values
 
 
 def check_resets(env: VecEnv, cuts_expected: bool) -> None:
@@ -50,10 +115,8 @@ def check_resets(env: VecEnv, cuts_expected: bool) -> None:
     :param cuts_expected: Whether episodes are cut at the horizon
     :raises ValueError: If its episodes cannot be broken off to start several environments afresh
     """
-    if (
-        (env.num_envs > 1 or cuts_expected)
-        and env.has_attr("allow_early_resets")
-        and not all(env.get_attr("allow_early_resets"))
+    if (env.num_envs > 1 or cuts_expected) and any(
+        allowed is False for allowed in of_wrappers(env, Monitor, "allow_early_resets")
     ):
         raise ValueError(
             "`Monitor(allow_early_resets=False)` cannot be used with complete_episodes=True and several environments (or a "
@@ -104,14 +167,8 @@ def _count_of_monitor(env: VecEnv, env_id: int) -> tuple[float, int, float, Sequ
     if vec_monitor is not None:
         counted = float(vec_monitor.episode_returns[env_id]), int(vec_monitor.episode_lengths[env_id])
         return *counted, vec_monitor.t_start, vec_monitor.info_keywords
-    rewards: Any = None
-    if isinstance(env.unwrapped, DummyVecEnv):
-        # Not by `get_attr`, which takes what a wrapper around the monitor may have of the same name
-        monitor = unwrap_wrapper(env.unwrapped.envs[env_id], Monitor)
-        if isinstance(monitor, Monitor):
-            rewards, start, keywords = monitor.rewards, monitor.t_start, monitor.info_keywords
-    elif env.env_is_wrapped(Monitor, env_id)[0]:
-        rewards, start, keywords = (env.get_attr(name, env_id)[0] for name in ("rewards", "t_start", "info_keywords"))
+    names = ("rewards", "t_start", "info_keywords")
+    rewards, start, keywords = (of_wrappers(env, Monitor, name, [env_id])[0] for name in names)
     if not isinstance(rewards, list) or not all(isinstance(reward, float) for reward in rewards):
         return 0.0, 0, 0.0, ()
     return round(sum(rewards), 6), len(rewards), start, keywords

@@ -149,8 +149,8 @@ def measure_noise(
 
 
 def _products(a: th.Tensor, b: th.Tensor) -> np.ndarray:
-    """Scalar products of the rows, in float64 without a copy of the whole in it."""
-    return np.array([th.sum(x * y, dtype=th.float64).item() for x, y in zip(a, b, strict=True)])
+    """Scalar products of the rows, in float64 (which not every device has) without a copy of the whole in it."""
+    return np.array([th.sum((x * y).cpu(), dtype=th.float64).item() for x, y in zip(a, b, strict=True)])
 
 
 def divide(episodes: Episodes, max_groups: int) -> tuple[list[slice], np.ndarray]:
@@ -209,7 +209,7 @@ def _gradients(
 ) -> th.Tensor:
     n_weightings = len(weights)
     total = th.zeros(n_weightings, sum(parameter.numel() for parameter in parameters), device=weights.device)
-    for rows in pieces(observations, len(actions)):
+    for rows in pieces(policy, len(actions)):
         if has_sb3_forward(policy):
             log_probs = policy.get_distribution(take(observations, rows)).log_prob(actions[rows])
         else:

@@ -1,5 +1,7 @@
 """How rollouts of whole episodes are played: the loop of acting, recording and evaluating."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,16 +15,14 @@ from sb3_reinforce import checks, distributed
 from sb3_reinforce.acting import PolicySampler, make_sampler
 from sb3_reinforce.baselines import BaselineFunction
 from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
-from sb3_reinforce.environments import (
-    check_resets,
-    check_statistics,
-    enforces_limits,
-    episode_limits,
-    info_of_cut_episode,
-)
-from sb3_reinforce.evaluation import evaluate_rollout
+from sb3_reinforce.environments import EpisodeLimits, check_resets, check_statistics, info_of_cut_episode, read_limits
+from sb3_reinforce.evaluation import Evaluation, evaluate_rollout
 from sb3_reinforce.parallel import DataParallelAlgorithm
-from sb3_reinforce.recording import DEFAULT_HORIZON, CompleteEpisodes, FixedLength, Recorder, check_step
+from sb3_reinforce.policies import reads_every_number
+from sb3_reinforce.recording import CompleteEpisodes, FixedLength, Observation, Recorder, check_step, of_space
+
+#: The longest episode that is recorded where neither the user nor a ``TimeLimit`` sets a limit
+DEFAULT_HORIZON = 10_000
 
 
 class EpisodicAlgorithm(DataParallelAlgorithm):
@@ -42,6 +42,8 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
 
     _warned_of_horizon = False
     _cuts_expected: bool
+    #: The environments' limits in the present rollout
+    _limits: EpisodeLimits
 
     def _setup_model(self) -> None:
         if self.rollout_buffer_class is None:
@@ -52,6 +54,7 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
         # Timestep that each environment has reached in an episode that the next rollout goes on with
         self._reached_timesteps: list[int] | None = None
         super()._setup_model()
+        self._discounts_of_buffer = (self.gamma, self.gae_lambda)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         super().set_random_seed(seed)
@@ -61,7 +64,7 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
 
     def _setup_rollouts(self, env: VecEnv, total_timesteps: int) -> None:
         """What the first rollout has to know of the environments and of the other workers; when learning begins."""
-        self._read_limits(env)
+        self._cuts_expected = read_limits(env, self.horizon, DEFAULT_HORIZON).cuts_expected
         if self.complete_episodes:
             check_resets(env, self._cuts_expected)
         self._sampler = None
@@ -86,6 +89,7 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
         :raises ValueError: If an observation, a reward or the output of the policy is not finite
         """
         self._n_timesteps_before = self.num_timesteps
+        self._pass_on_discounts(rollout_buffer)
         if not isinstance(rollout_buffer, EpisodeRolloutBuffer):
             return self._collect_with_sb3(env, callback, rollout_buffer, n_rollout_steps)
         self.policy.set_training_mode(False)
@@ -94,13 +98,18 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
         callback.on_rollout_start()
         sampler = self._start_sampler(env)
         timestep = recorder.timestep
+        judged = self._judged_observations()
         check_statistics(self._vec_normalize_env)
-        checks.check_finite("observation", self._last_obs, timestep)  # type: ignore[arg-type]
+        checks.check_finite("observation", judged(self._last_obs), timestep)  # type: ignore[arg-type]
 
         while not recorder.finished:
-            if self.use_sde and self.sde_sample_freq > 0 and recorder.n_vector_steps % self.sde_sample_freq == 0:
+            n_steps = recorder.n_vector_steps
+            if sampler.policy is not self.policy:
+                sampler = self._start_sampler(env)
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self._reset_noise(env)
-            actions, values, log_probs = sampler.sample(self._last_obs, timestep)  # type: ignore[arg-type]
+            acted_on = self._last_obs
+            actions, *evaluated = sampler.sample(acted_on, timestep)  # type: ignore[arg-type]
             clipped_actions = self._to_environment(actions)
 
             new_obs, rewards, dones, infos = env.step(clipped_actions)
@@ -110,12 +119,12 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
             if not callback.on_step():
                 return self._share_rollout(callback, goes_on=False).goes_on
 
-            check_step(new_obs, rewards, dones, infos, timestep, self._vec_normalize_env)  # type: ignore[arg-type]
             recording = recorder.recording
-            if np.count_nonzero(dones):
+            check_step(judged(new_obs), rewards, recording, timestep, self._vec_normalize_env)  # type: ignore[arg-type]
+            if np.count_nonzero(dones) or any("episode" in info for info in infos):
                 self._update_info_buffer([infos[i] for i in recording], dones[recording])
             rollout_buffer.add(
-                self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs, recording  # type: ignore[arg-type]
+                acted_on, actions, rewards, self._last_episode_starts, evaluated[0], evaluated[1], recording  # type: ignore[arg-type]
             )
             n_cut = len(recorder.cut)
             recorder.advance(dones, infos, new_obs)  # type: ignore[arg-type]
@@ -123,15 +132,29 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
                 self._count_cut_episodes(env, recorder.cut[n_cut:], infos)
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
+        n_steps = recorder.n_vector_steps
         if not self._finish_rollout(callback, rollout_buffer, recorder, values_known=sampler.evaluates):
             return False
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
+    def _pass_on_discounts(self, buffer: RolloutBuffer) -> None:
+        """The buffer has its own copies. One that was set by hand there, as with SB3's algorithms, stays."""
+        discounts = (self.gamma, self.gae_lambda)
+        if discounts != self._discounts_of_buffer:
+            buffer.gamma, buffer.gae_lambda = self._discounts_of_buffer = discounts
+
+    def _judged_observations(self) -> Callable[[Observation], Observation]:
+        """What of the observations must be finite: what is sure to reach the networks."""
+        if not reads_every_number(self.policy):
+            return lambda obs: {}
+        space = self.observation_space
+        return partial(of_space, space=space) if isinstance(space, spaces.Dict) else lambda obs: obs
+
     def _count_cut_episodes(self, env: VecEnv, env_ids: list[int], infos: list[dict[str, Any]]) -> None:
         """Were they left out, `rollout/ep_rew_mean` would be that of the short episodes alone."""
-        ended = [info_of_cut_episode(env, env_id, self._horizons[env_id], infos[env_id]) for env_id in env_ids]
+        ended = [info_of_cut_episode(env, env_id, self._limits.horizons[env_id], infos[env_id]) for env_id in env_ids]
         self._update_info_buffer(ended, np.ones(len(ended), dtype=bool))
 
     def _start_sampler(self, env: VecEnv) -> PolicySampler:
@@ -161,19 +184,8 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
         if not self._last_episode_starts.all():
             self._last_obs = env.reset()  # type: ignore[assignment]
             self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
-        return CompleteEpisodes(env.num_envs, n_rollout_steps, self.n_episodes, self._horizons)
-
-    def _read_limits(self, env: VecEnv) -> None:
-        limits = episode_limits(env)
-        self._horizons = [self.horizon or limit or DEFAULT_HORIZON for limit in limits]
-        enforced = enforces_limits(env)
-        # Whose limit a cut is at: never the environment's if it keeps it (a wrapper may make one episode of several)
-        self._own_limits = [enforced or horizon != limit for horizon, limit in zip(self._horizons, limits, strict=True)]
-        # Whether a cut is to be expected: at a horizon that the environment does not keep by itself
-        self._cuts_expected = any(
-            horizon < limit or not enforced if limit is not None else self.horizon is not None
-            for horizon, limit in zip(self._horizons, limits, strict=True)
-        )
+        self._limits = read_limits(env, self.horizon, DEFAULT_HORIZON)
+        return CompleteEpisodes(env.num_envs, n_rollout_steps, self.n_episodes, self._limits.horizons)
 
     def _to_environment(self, actions: np.ndarray) -> np.ndarray:
         """The actions as the environment takes them: SB3 samples Gaussians without bounds."""
@@ -188,25 +200,25 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
     ) -> bool:
         """Compute values, returns and advantages of a recorded rollout, unless another worker was stopped."""
         episodes, recorded = recorder.result()
-        report = self._share_rollout(callback, True, episodes.n_timesteps, len(recorded), cut=bool(recorder.cut))
+        expected = isinstance(recorder, CompleteEpisodes) and self._limits.cuts_expected
+        report = self._share_rollout(callback, True, episodes.n_timesteps, len(recorded), bool(recorder.cut), expected)
         if not report.goes_on:
             return False
+        self._cuts_expected = self._cuts_expected or report.cuts_expected
         buffer.finish(episodes)
-        evaluate_rollout(
-            buffer,
-            recorded,
-            self.policy,
+        evaluation = Evaluation(
             baseline=self.baseline,
             reward_to_go=self.reward_to_go,
             bootstrap_on_truncation=self.bootstrap_on_truncation,
             only_earlier_episodes=self._only_earlier_episodes(),
-            values_known=values_known,
             workers=self._workers,
         )
+        evaluate_rollout(buffer, recorded, self.policy, evaluation, values_known)
         if isinstance(recorder, FixedLength):
             self._reached_timesteps = recorder.next_timesteps
-        elif isinstance(recorder, CompleteEpisodes) and recorder.cut:
-            self._warned_of_horizon = self._warned_of_horizon or recorder.warn_of_cut(self._own_limits)
+        elif isinstance(recorder, CompleteEpisodes) and recorder.cut and not self._warned_of_horizon:
+            self._warned_of_horizon = True
+            recorder.warn_of_cut()
         self._cuts_expected = self._cuts_expected or report.cut
         return True
 
@@ -238,6 +250,11 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
             callback.on_rollout_end()
         return report.goes_on
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes its own sampler when it plays, and a logger, which may hold open files, when it learns
+        state = {name: value for name, value in vars(self).items() if name != "_logger"}
+        return {**state, "_sampler": None, "_custom_logger": False}
+
     def _excluded_save_params(self) -> list[str]:
-        own = ["_sampler", "_action_rng", "_horizons", "_own_limits", "_cuts_expected", "_reached_timesteps"]
+        own = ["_sampler", "_action_rng", "_limits", "_cuts_expected", "_reached_timesteps", "_discounts_of_buffer"]
         return [*super()._excluded_save_params(), *own]

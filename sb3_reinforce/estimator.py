@@ -6,13 +6,16 @@ Everything here takes a batch of whole rollouts in pieces that bound the memory;
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import contextmanager, nullcontext
+from tempfile import TemporaryFile
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples, TensorDict
 
 from sb3_reinforce.buffers import EpisodeRolloutBuffer, EpisodeRolloutBufferSamples
@@ -20,9 +23,16 @@ from sb3_reinforce.checks import not_finite
 from sb3_reinforce.distributed import ALONE, Workers
 from sb3_reinforce.policies import has_sb3_forward
 
-#: A forward pass takes at most so many timesteps, and at most so many numbers of observations, at once
+#: A forward pass takes at most this many timesteps, and this many numbers (of observations and action distributions), at once
 MAX_TIMESTEPS = 2**15
-MAX_OBSERVATION_NUMBERS = 2**23
+MAX_NUMBERS = 2**23
+#: How much a value of a discrete observation and a logit weigh in it. A one-hot vector is there as int64 and as float32, and
+#: pieces of this size keep 60,000 discrete observations within a tenth of the peak memory of A2C; a logit is there as such,
+#: normalized, as a probability, and with its gradients
+_PER_ONE_HOT, _PER_LOGIT = 12, 8
+#: Copies of more bytes than this go into a temporary file: with 60,000 discrete observations they would take a sixth of all
+#: memory
+MAX_COPIED = 24 * 2**20
 
 
 def trainable(parameters: Sequence[th.nn.Parameter]) -> list[th.nn.Parameter]:
@@ -117,9 +127,9 @@ def estimate_gradients(
     has_critic = len(value_parameters) > 0
     sums = np.zeros(3)
     log_probs, values = th.zeros_like(weights), th.zeros_like(weights)
-    actor = [th.zeros_like(parameter) for parameter in actor_parameters]
-    critic = [th.zeros_like(parameter) for parameter in value_parameters]
-    for rows in pieces(observations, n_timesteps):
+    actor: list[th.Tensor] = []
+    critic: list[th.Tensor] = []
+    for rows in pieces(policy, n_timesteps):
         if has_critic or not has_sb3_forward(policy):
             piece_values, log_prob, entropy = policy.evaluate_actions(take(observations, rows), actions[rows])
             piece_values = piece_values.flatten()
@@ -134,7 +144,7 @@ def estimate_gradients(
         if has_critic:
             _add_gradients(critic, vf_coef * value_loss, value_parameters, retain_graph=False)
         log_probs[rows], values[rows] = log_prob.detach(), piece_values.detach()
-        sums += th.stack((policy_loss.detach(), entropy_loss.detach(), value_loss.detach())).double().cpu().numpy()
+        sums += th.stack((policy_loss.detach(), entropy_loss.detach(), value_loss.detach())).cpu().double().numpy()
     return Gradients(float(sums[0]), float(sums[1]), float(sums[2]), log_probs, values, actor, critic)
 
 
@@ -143,11 +153,12 @@ def _add_gradients(
 ) -> None:
     if not parameters:
         return
-    for total, part in zip(
-        gradients, th.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True), strict=True
-    ):
-        if part is not None:
-            total += part
+    parts = th.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True, materialize_grads=True)
+    if not gradients:  # no second set of what may be large
+        gradients += parts
+        return
+    for total, part in zip(gradients, parts, strict=True):
+        total += part
 
 
 def add_up(gradients: Gradients, workers: Workers) -> Gradients:
@@ -225,7 +236,7 @@ def evaluate_log_probs(policy: ActorCriticPolicy, observations: PyTorchObs, acti
     """
     results = []
     with th.no_grad():
-        for rows in pieces(observations, len(actions)):
+        for rows in pieces(policy, len(actions)):
             piece = take(observations, rows)
             if has_sb3_forward(policy):
                 results.append(policy.get_distribution(piece).log_prob(actions[rows]))
@@ -270,7 +281,7 @@ def evaluate_values(policy: ActorCriticPolicy, observations: PyTorchObs, n_times
     """
     value_function = policy.predict_values if has_sb3_forward(policy) else (lambda obs: policy(obs)[1])
     with th.no_grad():
-        results = [value_function(take(observations, rows)).flatten() for rows in pieces(observations, n_timesteps)]
+        results = [value_function(take(observations, rows)).flatten() for rows in pieces(policy, n_timesteps)]
     return th.cat(results)
 
 
@@ -306,16 +317,43 @@ def _where(part: th.Tensor, buffer: RolloutBuffer) -> tuple[float, int, int] | N
     return float(part[index]), env_id, int(buffer.timesteps[index])
 
 
-def pieces(observations: PyTorchObs, n_timesteps: int) -> Iterator[slice]:
+def pieces(policy: ActorCriticPolicy, n_timesteps: int) -> Iterator[slice]:
     """
-    :param observations: Observations of a batch
+    :param policy: The policy that the batch is put through
     :param n_timesteps: Number of timesteps
     :return: Slices that divide the batch into pieces of bounded size
     """
-    arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
-    numbers = sum(array[0].numel() for array in arrays) if n_timesteps > 0 else 1
-    size = max(1, min(MAX_TIMESTEPS, MAX_OBSERVATION_NUMBERS // max(numbers, 1)))
+    size = piece_size(policy)
     return (slice(first, min(first + size, n_timesteps)) for first in range(0, n_timesteps, size))
+
+
+def piece_size(policy: ActorCriticPolicy) -> int:
+    """
+    :param policy: A policy
+    :return: The number of timesteps that it is given at once
+    """
+    numbers = observation_numbers(policy.observation_space) + _PER_LOGIT * _n_outputs(policy.action_space)
+    return max(1, min(MAX_TIMESTEPS, MAX_NUMBERS // max(numbers, 1)))
+
+
+def observation_numbers(space: spaces.Space) -> int:
+    """
+    :param space: An observation space
+    :return: What an observation takes on its way into the network, where a discrete one has a number for each of its values
+    """
+    if isinstance(space, spaces.Dict):
+        return sum(observation_numbers(part) for part in space.spaces.values())
+    one_hot = isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
+    return get_flattened_obs_dim(space) * (_PER_ONE_HOT if one_hot else 1)
+
+
+def _n_outputs(space: spaces.Space) -> int:
+    """The number of parameters of the distribution that a network has to give (without a common log_std)."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.sum())
+    return get_action_dim(space)
 
 
 def take(observations: th.Tensor | TensorDict, rows: slice | th.Tensor) -> th.Tensor | TensorDict:
@@ -332,37 +370,52 @@ def take(observations: th.Tensor | TensorDict, rows: slice | th.Tensor) -> th.Te
 @contextmanager
 def all_or_nothing(policy: ActorCriticPolicy) -> Iterator[None]:
     """
-    Put the weights and the state of the optimizer back if the update inside does not come to its end.
+    Restore the weights and the state of the optimizer if the update inside does not come to its end.
 
     :param policy: The policy
     """
-    optimizer = policy.optimizer
-    state = {parameter: _copy_state(values) for parameter, values in optimizer.state.items()}
-    with restored_on_error([*policy.parameters(), *policy.buffers()]):
-        try:
+    state = policy.optimizer.state
+    before = {parameter: dict(values) for parameter, values in state.items()}
+    of_optimizer = [value for values in before.values() for value in values.values() if isinstance(value, th.Tensor)]
+    try:
+        with restored_on_error([*policy.parameters(), *policy.buffers(), *of_optimizer]):
             yield
-        except BaseException:
-            optimizer.state.clear()
-            optimizer.state.update(state)
-            raise
+    except BaseException:
+        state.clear()
+        state.update(before)
+        raise
 
 
 @contextmanager
 def restored_on_error(tensors: Sequence[th.Tensor]) -> Iterator[None]:
     """
-    Put tensors back to what they are now if what is inside does not come to its end.
+    Restore tensors to what they are now if what is inside does not come to its end.
 
     :param tensors: The tensors
     """
-    kept = [tensor.detach().clone() for tensor in tensors]
-    try:
-        yield
-    except BaseException:
-        with th.no_grad():
-            for tensor, before in zip(tensors, kept, strict=True):
-                tensor.copy_(before)
-        raise
+    large = sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor.device.type == "cpu") > MAX_COPIED
+    with TemporaryFile() if large else nullcontext() as file:
+        kept = [_write(tensor, file) for tensor in tensors]
+        try:
+            yield
+        except BaseException:
+            if file is not None:
+                file.seek(0)
+            with th.no_grad():
+                for tensor, before in zip(tensors, kept, strict=True):
+                    tensor.copy_(_read(tensor, file) if before is None else before)
+            raise
 
 
-def _copy_state(values: dict[str, object]) -> dict[str, object]:
-    return {key: value.clone() if isinstance(value, th.Tensor) else value for key, value in values.items()}
+def _write(tensor: th.Tensor, file: IO[bytes] | None) -> th.Tensor | None:
+    """A copy, unless it goes into the file."""
+    if file is None or tensor.device.type != "cpu":
+        return tensor.detach().clone()
+    file.write(tensor.detach().contiguous().view(-1).view(th.uint8).numpy().data)
+    return None
+
+
+def _read(tensor: th.Tensor, file: IO[bytes] | None) -> th.Tensor:
+    assert file is not None
+    content = bytearray(file.read(tensor.numel() * tensor.element_size()))
+    return th.frombuffer(content, dtype=tensor.dtype).view(tensor.shape) if content else tensor

@@ -23,9 +23,9 @@ from torch.distributions import Distribution
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_reinforce.distributed import ALONE, Workers
-from sb3_reinforce.divergence import action_laws, detached, kl_divergence
+from sb3_reinforce.divergence import action_laws, kl_divergence
 from sb3_reinforce.estimator import pieces, restored_on_error, take
-from sb3_reinforce.policies import dummy_batch, evaluation_mode
+from sb3_reinforce.policies import detached, drawn_batch, evaluation_mode, forget_graphs
 
 #: Norm of the right-hand side that the solver gets. It starts from noise of 1e-4, which has to vanish against the solution
 SOLVER_NORM = 1e6
@@ -112,7 +112,7 @@ class Fisher:
     ):
         self._policy, self._observations, self._actions = policy, observations, actions
         self._workers = workers
-        self._pieces = list(pieces(observations, len(actions)))
+        self._pieces = list(pieces(policy, len(actions)))
         # The same dropout in each product, or this would not be one matrix
         self._noise = _generator(actions.device).get_state()
         divergence = th.zeros(())
@@ -167,10 +167,13 @@ class Fisher:
 
 def check_policy(policy: ActorCriticPolicy) -> None:
     """
-    :param policy: The policy
+    :param policy: The policy. One that has no output for an observation that is drawn is not looked at
     :raises ValueError: If the KL divergence between its distributions is not known
     """
-    observations, actions = dummy_batch(policy)
+    sample = drawn_batch(policy)
+    if sample is None:
+        return
+    observations, actions = sample
     with evaluation_mode(policy), th.no_grad():
         for law in action_laws(policy, observations, actions):
             try:
@@ -184,16 +187,30 @@ def check_policy(policy: ActorCriticPolicy) -> None:
 
 def check_second_derivative(policy: ActorCriticPolicy, parameters: Sequence[th.nn.Parameter]) -> None:
     """
-    :param policy: The policy
+    :param policy: The policy. One that has no output for an observation that is drawn is looked at when it first steps
     :param parameters: The parameters that are to step along the natural gradient
     :raises ValueError: If the distribution cannot be differentiated twice by them
     """
-    observations, actions = dummy_batch(policy)
+    sample = drawn_batch(policy)
+    if sample is None:
+        return
     try:
-        with evaluation_mode(policy), th.enable_grad():
-            fisher = Fisher(policy, observations, actions, parameters)
+        with evaluation_mode(policy), th.enable_grad(), second_derivative_named(policy):
+            fisher = Fisher(policy, *sample, parameters)
             if fisher.parameters:
                 fisher(th.cat([th.ones_like(parameter).flatten() for parameter in fisher.parameters]))
+    finally:
+        forget_graphs(policy)
+
+
+@contextmanager
+def second_derivative_named(policy: ActorCriticPolicy) -> Iterator[None]:
+    """
+    :param policy: The policy
+    :raises ValueError: If PyTorch says that there is no second derivative of it
+    """
+    try:
+        yield
     except RuntimeError as error:  # NotImplementedError among them
         if "derivative" not in str(error):
             raise
@@ -201,8 +218,6 @@ def check_second_derivative(policy: ActorCriticPolicy, parameters: Sequence[th.n
             f"`natural_gradient=True` needs layers that can be differentiated twice, got {type(policy).__name__}, for which "
             f"PyTorch says: {str(error).splitlines()[0]}"
         ) from error
-    finally:
-        _laws_as_it_acts(policy, observations, actions)  # leaves no graph behind in the policy's distribution
 
 
 def check_advantages(advantages: th.Tensor, returns: th.Tensor, normalize_advantage: bool, workers: Workers = ALONE) -> None:
@@ -260,10 +275,11 @@ def natural_step(
     :raises TooFarError: If the step would go so far that its second-order divergence says nothing
     :raises ValueError: If the gradient or the step is not finite. In all cases the weights are then as they were
     """
-    norm = float(th.linalg.vector_norm(th.cat([part.flatten() for part in gradient]).double()))
+    # In float64, which not every device has
+    norm = float(th.linalg.vector_norm(th.cat([part.flatten() for part in gradient]).cpu().double()))
     if not math.isfinite(norm):
         raise ValueError(f"The gradient of the policy must be finite, got a norm of {norm}.")
-    with _kept_buffers(policy):
+    with _kept_buffers(policy), second_derivative_named(policy):
         fisher = sampled = Fisher(policy, observations, actions, parameters, workers)
         if sub_sampling_factor > 1:  # how far the policy moves is a matter of all timesteps
             rows = sub_sample(len(actions), sub_sampling_factor, workers).to(actions.device)
@@ -349,7 +365,7 @@ def _laws_as_it_acts(policy: ActorCriticPolicy, observations: PyTorchObs, action
     with evaluation_mode(policy), th.no_grad():
         return [
             detached(law)
-            for rows in pieces(observations, len(actions))
+            for rows in pieces(policy, len(actions))
             for law in action_laws(policy, take(observations, rows), actions[rows])
         ]
 

@@ -21,6 +21,7 @@ from sb3_reinforce.natural_gradient import (
     check_second_derivative,
     natural_step,
 )
+from sb3_reinforce.policies import split_parameters
 
 
 class NaturalGradientAlgorithm(EpisodicAlgorithm):
@@ -37,8 +38,14 @@ class NaturalGradientAlgorithm(EpisodicAlgorithm):
     cg_damping: float
     sub_sampling_factor: int
 
-    _actor_parameters: list[th.nn.Parameter]
     _reward_found = False
+
+    @property
+    def _actor_parameters(self) -> list[th.nn.Parameter]:
+        """The parameters that reach the log-probabilities or the entropy, of the policy as it is now."""
+        actor, _ = split_parameters(self.policy)
+        return [parameter for parameter in self.policy.parameters() if parameter in actor]
+
     _warned_of_direction = False
     _warned_of_overshoot = False
     _warned_of_undoing = False

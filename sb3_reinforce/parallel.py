@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -14,6 +14,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce import distributed
 from sb3_reinforce.distributed import Report
+from sb3_reinforce.policies import forget_graphs
+from sb3_reinforce.rollout_locals import RolloutCallbacks
 
 SelfDataParallelAlgorithm = TypeVar("SelfDataParallelAlgorithm", bound="DataParallelAlgorithm")
 
@@ -56,20 +58,31 @@ class DataParallelAlgorithm(OnPolicyAlgorithm):
             self.set_logger(Logger(folder=None, output_formats=[]))
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        if self._workers.alone:
-            return super()._init_callback(callback, progress_bar)
-        return super()._init_callback(self._workers.callback(callback, progress_bar))
+        if not self._workers.alone:
+            callback, progress_bar = self._workers.callback(callback, progress_bar), False
+        callbacks = callback if isinstance(callback, list) else [] if callback is None else [callback]
+        children = [child if isinstance(child, BaseCallback) else ConvertCallback(child) for child in callbacks]
+        return super()._init_callback(RolloutCallbacks(children), progress_bar)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         if self._workers.alone:
             super()._update_info_buffer(infos, dones)
             return
         # Until the end of the rollout, when those of all workers take their places in turn
-        ended = [info for info, done in zip(infos, dones, strict=True) if done]  # type: ignore[arg-type]
-        self._new_infos += [{key: info[key] for key in ("episode", "is_success") if key in info} for info in ended]
+        for info, done in zip(infos, dones, strict=True):  # type: ignore[arg-type]
+            kept: dict[str, Any] = {
+                key: info[key] for key in ("episode", "is_success") if key in info and (done or key == "episode")
+            }
+            self._new_infos += [kept] if kept else []
 
     def _share_rollout(
-        self, callback: BaseCallback, goes_on: bool, n_timesteps: int = 0, n_episodes: int = 0, cut: bool = False
+        self,
+        callback: BaseCallback,
+        goes_on: bool,
+        n_timesteps: int = 0,
+        n_episodes: int = 0,
+        cut: bool = False,
+        cuts_expected: bool = False,
     ) -> Report:
         """
         The end of this worker's rollout, and of those of all others: count and log what was played together.
@@ -79,11 +92,12 @@ class DataParallelAlgorithm(OnPolicyAlgorithm):
         :param n_timesteps: Recorded timesteps
         :param n_episodes: Recorded episodes
         :param cut: Whether an episode was cut at the horizon
+        :param cuts_expected: Whether that was to be expected
         :return: The sums over all workers
         """
         n_played = self.num_timesteps - self._n_timesteps_before
         report = self._workers.share_rollout(
-            self, Report(goes_on, n_played, n_timesteps, n_episodes, cut, tuple(self._new_infos))
+            self, Report(goes_on, n_played, n_timesteps, n_episodes, cut, cuts_expected, tuple(self._new_infos))
         )
         self.num_timesteps = self._n_timesteps_before + report.n_played
         self._new_infos.clear()
@@ -114,6 +128,7 @@ class DataParallelAlgorithm(OnPolicyAlgorithm):
         except BaseException as error:
             # The environments may stand anywhere: the next call starts from fresh episodes
             self._last_obs = None
+            forget_graphs(self.policy)  # which an update leaves that does not come to its end
             workers, self._workers = self._workers, distributed.ALONE
             workers.fail(error)
             raise
@@ -128,5 +143,5 @@ class DataParallelAlgorithm(OnPolicyAlgorithm):
             super().save(file, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_workers", "_seeded_env", "_new_infos", "_n_timesteps_before", "_n_rollout_timesteps"]
+        own = ["_workers", "_seeded_env", "_new_infos", "_n_timesteps_before", "_n_rollout_timesteps", "_n_rollout_episodes"]
         return [*super()._excluded_save_params(), *own]

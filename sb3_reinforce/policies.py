@@ -3,15 +3,19 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from gymnasium.vector.utils import create_empty_array
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
-from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
+from torch.distributions import Distribution
 
 MlpPolicy = ActorCriticPolicy
 CnnPolicy = ActorCriticCnnPolicy
@@ -67,31 +71,58 @@ def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
         policy.set_training_mode(was_training)
 
 
-def split_parameters(policy: ActorCriticPolicy) -> tuple[set[th.nn.Parameter], set[th.nn.Parameter]]:
+def reads_every_number(policy: ActorCriticPolicy) -> bool:
+    """
+    :param policy: The policy
+    :return: Whether it is known that NaN anywhere in an observation reaches the networks: SB3's own features extractors hand
+        on all that they get. A user's own one may replace or ignore a part of it, such as a missing measurement
+    """
+    extractors = {type(module) for module in (policy.pi_features_extractor, policy.vf_features_extractor)}
+    own_parts = [
+        part
+        for module in (policy.pi_features_extractor, policy.vf_features_extractor)
+        if isinstance(module, CombinedExtractor)
+        for part in module.extractors.values()
+        if type(part) not in (nn.Flatten, NatureCNN)
+    ]
+    return has_sb3_forward(policy) and extractors <= {FlattenExtractor, NatureCNN, CombinedExtractor} and not own_parts
+
+
+def split_parameters(
+    policy: ActorCriticPolicy, observations: PyTorchObs | None = None, actions: th.Tensor | None = None
+) -> tuple[set[th.nn.Parameter], set[th.nn.Parameter]]:
     """
     Which parameters the two outputs of a policy depend on. For a policy with methods of its own they are read off the graph
     of ``evaluate_actions``.
 
     :param policy: The policy
-    :return: The parameters that reach the log-probabilities or the entropy, and those that reach the values
+    :param observations: Observations to call such a policy with; ``None``: one that is drawn from the space
+    :param actions: Their actions
+    :return: The parameters that reach the log-probabilities or the entropy, and those that reach the values. A policy that
+        takes no observation but those of its environment is not divided before there is one: all is then the actor's
     """
     if has_sb3_forward(policy):
         actor_modules = [policy.pi_features_extractor, policy.mlp_extractor.policy_net, policy.action_net]
         value_modules = [policy.vf_features_extractor, policy.mlp_extractor.value_net, policy.value_net]
         actor, value = ({p for m in modules for p in m.parameters()} for modules in (actor_modules, value_modules))
         return actor | {p for p in policy.parameters() if p not in value}, value
-    observation, action = dummy_batch(policy)
+    if observations is None or actions is None:
+        sample = drawn_batch(policy)
+        if sample is None:
+            return set(policy.parameters()), set()
+        observations, actions = sample
     frozen = [parameter for parameter in policy.parameters() if not parameter.requires_grad]
     for parameter in frozen:  # it may be trained one day
         parameter.requires_grad_(True)
-    with evaluation_mode(policy), th.enable_grad():
-        values, log_prob, entropy = policy.evaluate_actions(observation, action)
-        actor_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
-        actor, value = _reached_by(actor_output, policy), _reached_by(values.sum(), policy)
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    with th.no_grad():  # leaves no graph behind in the policy's distribution
-        policy.evaluate_actions(observation, action)
+    try:
+        with evaluation_mode(policy), th.enable_grad():
+            values, log_prob, entropy = policy.evaluate_actions(observations, actions)
+            actor_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
+            actor, value = _reached_by(actor_output, policy), _reached_by(values.sum(), policy)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        forget_graphs(policy)
     return actor, value
 
 
@@ -103,60 +134,105 @@ def _reached_by(output: th.Tensor, policy: ActorCriticPolicy) -> set[th.nn.Param
     return {parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
-def group_parameters(policy: ActorCriticPolicy) -> tuple[list[th.nn.Parameter], list[th.nn.Parameter]]:
+def forget_graphs(policy: ActorCriticPolicy) -> None:
+    """
+    SB3's distributions keep what they were made of last. With a graph behind it, it could be neither copied nor pickled.
+
+    :param policy: The policy
+    """
+    distribution = getattr(policy, "action_dist", None)
+    if distribution is not None:
+        for name, value in vars(distribution).items():
+            setattr(distribution, name, _without_graph(value))
+
+
+def _without_graph(value: Any) -> Any:
+    if isinstance(value, th.Tensor):
+        return value.detach() if value.grad_fn is not None else value
+    if isinstance(value, Distribution):
+        return detached(value)
+    return [_without_graph(part) for part in value] if isinstance(value, list) else value
+
+
+def detached(law: Distribution) -> Distribution:
+    """
+    :param law: A distribution
+    :return: A copy without graph; a second forward pass would be another distribution where there is dropout
+    """
+    constant = copy.copy(law)
+    for name, value in vars(law).items():
+        if isinstance(value, th.Tensor):
+            setattr(constant, name, value.detach())
+        elif isinstance(value, Distribution):
+            setattr(constant, name, detached(value))
+    return constant
+
+
+def group_parameters(
+    policy: ActorCriticPolicy, split: tuple[set[th.nn.Parameter], set[th.nn.Parameter]] | None = None
+) -> tuple[list[th.nn.Parameter], list[th.nn.Parameter]]:
     """
     Divide the parameter groups of the policy's optimizer into those of the actor (with what it shares with the critic) and
-    those of the critic alone, which are marked ``critic=True``. There are two groups whether or not the rates differ, so that
-    the state of one such optimizer loads into another. Adam and AdamW take their fused form.
+    those of the critic alone, which are marked ``critic=True`` and learn at the critic's rate. There are two groups whether
+    or not the rates differ, so that the state of one such optimizer loads into another. Groups that are divided already
+    are left alone, so this may be called before each update: the user may have replaced the policy, a layer, the optimizer, or
+    added a group.
 
-    :param policy: The policy, its optimizer not used yet
+    :param policy: The policy
+    :param split: See :func:`split_parameters`, by default of the policy as it is
     :return: The parameters that reach the log-probabilities or the entropy, and those that reach the values
     """
-    actor, value = split_parameters(policy)
-    optimizer = policy.optimizer
-    groups = []
-    for critic in (False, True):
-        for group in optimizer.param_groups:
-            parameters = [p for p in group["params"] if (p in value and p not in actor) == critic]
-            groups.append({**group, "params": parameters, "critic": critic})
-    optimizer.param_groups = groups
-    # Fused Adam: 1.3 to 1.6 times as fast on a small MLP
-    if type(optimizer) in (th.optim.Adam, th.optim.AdamW):
-        for group in groups:
-            if group["fused"] is None and not any(group[extra] for extra in ("foreach", "capturable", "differentiable")):
-                group["fused"] = True
+    actor, value = split_parameters(policy) if split is None else split
+    groups = policy.optimizer.param_groups
+
+    def is_critics(parameter: th.nn.Parameter) -> bool:
+        return parameter in value and parameter not in actor
+
+    if not all("critic" in group and all(is_critics(p) == group["critic"] for p in group["params"]) for group in groups):
+        policy.optimizer.param_groups = [
+            {**group, "params": parameters, "critic": critic}
+            for critic in (False, True)
+            for group in groups
+            # One that was divided before stays a single one if it can; else there are two of it, one of them perhaps empty
+            if (parameters := [p for p in group["params"] if is_critics(p) == critic]) or group.get("critic", critic) == critic
+        ]
     return [p for p in policy.parameters() if p in actor], [p for p in policy.parameters() if p in value]
 
 
-def dummy_batch(policy: ActorCriticPolicy) -> tuple[PyTorchObs, th.Tensor]:
+def use_fused_adam(optimizer: th.optim.Optimizer) -> None:
     """
+    Adam and AdamW in their fused form: 1.3 to 1.6 times as fast on a small MLP.
+
+    :param optimizer: An optimizer, not used yet
+    """
+    if type(optimizer) in (th.optim.Adam, th.optim.AdamW):
+        for group in optimizer.param_groups:
+            if group["fused"] is None and not any(group[extra] for extra in ("foreach", "capturable", "differentiable")):
+                group["fused"] = True
+
+
+def drawn_batch(policy: ActorCriticPolicy) -> tuple[PyTorchObs, th.Tensor] | None:
+    """
+    An observation and an action to find out with what a policy with methods of its own depends on. The observation is drawn
+    from the space, the same each time, as of zeros a network may have no output (a sequence of length zero, a length to divide
+    by); but zeros are the second choice, as a space without bounds may hold numbers that overflow.
+
     :param policy: A policy
-    :return: An observation and an action, as ``evaluate_actions`` takes them: zeros, or where the policy is undefined at an
-        observation of zeros (it may divide by its length), one that is drawn
+    :return: A batch of one, as ``evaluate_actions`` takes it; ``None`` if the policy has no output for it, as it may have
+        none but for what its environment really shows
     """
-
-    def zeros(space: spaces.Space) -> np.ndarray:
-        return np.zeros(space.shape, space.dtype)  # type: ignore[arg-type]
-
     space = copy.deepcopy(policy.observation_space)
     space.seed(0)
     if isinstance(policy.action_space, spaces.Discrete):
         action = th.zeros(1, dtype=th.long, device=policy.device)
     else:
         action = th.zeros(1, get_action_dim(policy.action_space), device=policy.device)
-    origin = {key: zeros(part) for key, part in space.spaces.items()} if isinstance(space, spaces.Dict) else zeros(space)
-    observations = [_as_batch(obs, policy) for obs in (origin, space.sample())]
-    for observation in observations:
+    for draw in (space.sample, partial(create_empty_array, space, fn=np.zeros)):
         try:
+            observation = policy.obs_to_tensor(draw())[0]  # type: ignore[arg-type]
             with evaluation_mode(policy), th.no_grad():
                 policy.evaluate_actions(observation, action)
-        except ValueError:  # PyTorch's, of NaN
+            return observation, action
+        except Exception:  # the user's network may raise anything
             continue
-        return observation, action
-    return observations[0], action
-
-
-def _as_batch(obs: np.ndarray | dict[str, np.ndarray], policy: ActorCriticPolicy) -> PyTorchObs:
-    if isinstance(obs, dict):
-        return obs_as_tensor({key: np.asarray(part)[None] for key, part in obs.items()}, policy.device)
-    return obs_as_tensor(np.asarray(obs)[None], policy.device)
+    return None

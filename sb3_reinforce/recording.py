@@ -6,18 +6,17 @@ records until it has its quota and its episode has ended. Whether it goes on dep
 its episodes is a stopping time, and by Wald's identity the summed gradient stays unbiased.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_reinforce.checks import check_finite, surely_finite
 from sb3_reinforce.returns import Episodes
-
-#: The longest episode that is recorded where neither the user nor the environment sets a limit
-DEFAULT_HORIZON = 10_000
 
 Observation = np.ndarray | dict[str, np.ndarray]
 
@@ -149,25 +148,16 @@ class CompleteEpisodes(Recorder):
             return self._n_played[env_id] >= self.n_episodes
         return self.n_vector_steps >= self.n_steps
 
-    def warn_of_cut(self, own_limits: Sequence[bool]) -> bool:
-        """
-        Tell the user if an episode was cut at a horizon that is not the environment's, and what can be done about it.
-
-        :param own_limits: For each environment, whether the horizon is ours
-        :return: Whether there was anything to tell
-        """
-        env_id = next((env_id for env_id in self.cut if own_limits[env_id]), None)
-        if env_id is None:
-            return False
+    def warn_of_cut(self) -> None:
+        """Tell the user that an episode was cut at a horizon, and what can be done about it."""
         warnings.warn(
-            f"An episode was cut after {self.horizons[env_id]} timesteps, at the `horizon`, and treated as truncated: its "
-            "environment is done for the update. If that is not what you want, set another `horizon` (by default it is the "
-            "environment's own limit, or 10,000 timesteps where it declares none), or learn from fixed-length rollouts with "
-            "`complete_episodes=False`.",
+            f"An episode was cut after {self.horizons[self.cut[0]]} timesteps, at the `horizon`, and treated as truncated: "
+            "its environment is done for the update. If that is not what you want, set another `horizon` (by default it is "
+            "the limit of Gymnasium's `TimeLimit` wrapper, or 10,000 timesteps where there is none), or learn from "
+            "fixed-length rollouts with `complete_episodes=False`.",
             UserWarning,
             stacklevel=2,
         )
-        return True
 
 
 class FixedLength(Recorder):
@@ -200,12 +190,19 @@ class FixedLength(Recorder):
 def truncation_observation(info: dict[str, Any]) -> Observation | None:
     """
     :param info: The info of a step that ended an episode
-    :return: The episode's last observation if a time limit cut it, ``None`` if it terminated
+    :return: A copy of the episode's last observation if a time limit cut it, ``None`` if it terminated
     """
     last_obs = info.get("terminal_observation") if info.get("TimeLimit.truncated", False) else None
-    if isinstance(last_obs, dict):
-        return {key: np.array(value) for key, value in last_obs.items()}
-    return None if last_obs is None else np.array(last_obs)
+    return copy.deepcopy(last_obs)
+
+
+def of_space(obs: Observation, space: spaces.Space) -> Observation:
+    """
+    :param obs: One observation, or one of several environments
+    :param space: The observation space
+    :return: Without the keys that the space does not have, which no policy of SB3's takes
+    """
+    return {key: obs[key] for key in space.spaces} if isinstance(space, spaces.Dict) else obs
 
 
 def row(obs: Observation, env_id: int) -> Observation:
@@ -219,43 +216,27 @@ def row(obs: Observation, env_id: int) -> Observation:
     return np.array(obs[env_id])
 
 
-def stack(observations: Sequence[Observation | None]) -> Observation:
-    """
-    :param observations: Single observations
-    :return: A batch of them
-    """
-    first = observations[0]
-    if isinstance(first, dict):
-        return {key: np.stack([np.asarray(obs[key]) for obs in observations]) for key in first}  # type: ignore[index]
-    return np.stack([np.asarray(obs) for obs in observations])
-
-
 def check_step(
     new_obs: Observation,
     rewards: np.ndarray,
-    dones: np.ndarray,
-    infos: Sequence[dict[str, Any]],
+    recording: np.ndarray,
     timestep: Callable[[int], int],
     normalizer: VecNormalize | None = None,
 ) -> None:
     """
-    :param new_obs: Observations after a vector step
+    :param new_obs: Observations after a vector step, as far as they are judged
     :param rewards: Its rewards
-    :param dones: Whether the episodes ended with it
-    :param infos: The environments' infos, with the terminal observations
+    :param recording: The environments that record it: the other rewards are never learned from
     :param timestep: Gives the timestep within its episode that an environment has just played
     :param normalizer: What has normalized the observations and rewards
     :raises ValueError: If a number among them is not finite
     """
-    if not (isinstance(new_obs, np.ndarray) and surely_finite(rewards) and surely_finite(new_obs)):
+    rewards = np.asarray(rewards)
+    finite = surely_finite(new_obs) if isinstance(new_obs, np.ndarray) else all(map(surely_finite, new_obs.values()))
+    if not (finite and surely_finite(rewards)):
         if normalizer is not None:
             # A single bad number makes all that is normalized with it bad
             check_finite("reward", normalizer.get_original_reward(), timestep)
             check_finite("observation", normalizer.get_original_obs(), lambda env_id: timestep(env_id) + 1)
-        check_finite("reward", rewards, timestep)
+        check_finite("reward", rewards[recording], timestep, recording.tolist())
         check_finite("observation", new_obs, lambda env_id: timestep(env_id) + 1)
-    if np.count_nonzero(dones):
-        for env_id in np.flatnonzero(dones).tolist():
-            last_obs = infos[env_id].get("terminal_observation")
-            if last_obs is not None and not (isinstance(last_obs, np.ndarray) and surely_finite(last_obs)):
-                check_finite("terminal observation", stack([last_obs]), lambda i: timestep(i) + 1, [env_id])

@@ -1,6 +1,8 @@
 import inspect
 import io
 import pathlib
+import warnings
+from numbers import Real
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -9,11 +11,12 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule, TensorDict
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce import checks, distributed
+from sb3_reinforce import checks, distributed, files
 from sb3_reinforce.baselines import BaselineFunction
 from sb3_reinforce.buffers import whole_rollout
 from sb3_reinforce.critic import fit_critic
@@ -26,14 +29,23 @@ from sb3_reinforce.estimator import (
     estimate_gradients,
     gradient_step,
     log_prob_weights,
+    take,
     trainable,
 )
 from sb3_reinforce.natural_gradient import check_policy
 from sb3_reinforce.natural_update import NaturalGradientAlgorithm
-from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, group_parameters
+from sb3_reinforce.policies import (
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+    group_parameters,
+    has_sb3_forward,
+    split_parameters,
+    use_fused_adam,
+)
 
-#: Large steps at first, and hardly any by the end, so that what was learned is not lost again in the noise of an update
-DEFAULT_LEARNING_RATE = LinearSchedule(start=1e-2, end=1e-4, end_fraction=1.0)
+#: A policy with methods of its own is asked at this many timesteps of a rollout which parameters it depends on
+N_LOOKED_AT = 32
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
@@ -56,8 +68,7 @@ class REINFORCE(NaturalGradientAlgorithm):
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0);
-        by default it falls linearly from 0.01 to 0.0001 over the run
+    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
     :param n_steps: The number of steps to run for each environment per update. With complete episodes it is the least
         number: each environment then finishes the episode that it is in (fewer only after a cut at the horizon)
     :param n_episodes: If given, each environment contributes so many episodes per update (fewer only after a cut at the
@@ -135,7 +146,7 @@ class REINFORCE(NaturalGradientAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = DEFAULT_LEARNING_RATE,
+        learning_rate: float | Schedule = 3e-3,
         n_steps: int = 512,
         n_episodes: int | None = None,
         batch_size: int = 256,
@@ -236,15 +247,28 @@ class REINFORCE(NaturalGradientAlgorithm):
         super()._setup_model()
         self._setup_optimizer()
 
-    def _setup_lr_schedule(self) -> None:
-        super()._setup_lr_schedule()
-        rate = self.learning_rate if self.critic_learning_rate is None else self.critic_learning_rate
-        self.critic_lr_schedule = FloatSchedule(rate)
-
     def _setup_optimizer(self) -> None:
-        self._actor_parameters, self._value_parameters = group_parameters(self.policy)
+        use_fused_adam(self.policy.optimizer)
+        group_parameters(self.policy)
         if self.natural_gradient:
             check_policy(self.policy)
+
+    def _setup_lr_schedule(self) -> None:
+        if isinstance(self.learning_rate, Real):  # SB3 knows none of NumPy's numbers
+            self.learning_rate = float(self.learning_rate)
+        super()._setup_lr_schedule()
+        self._scheduled_learning_rate = self.learning_rate
+
+    def _group_parameters(self, observations: PyTorchObs, actions: th.Tensor) -> tuple[list[th.nn.Parameter], ...]:
+        """
+        The trainable parameters of the actor and those that reach the values, at which the optimizer's groups are divided:
+        policy, optimizer and what is frozen may be others than at the last update.
+        """
+        rows = th.linspace(0, len(actions) - 1, min(len(actions), N_LOOKED_AT)).long().to(actions.device)
+        actor, value = split_parameters(self.policy, take(observations, rows), actions[rows])
+        if not (self._workers.alone or has_sb3_forward(self.policy)):
+            actor, value = self._workers.union(list(self.policy.parameters()), actor, value)
+        return tuple(trainable(parameters) for parameters in group_parameters(self.policy, (actor, value)))
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
@@ -252,13 +276,17 @@ class REINFORCE(NaturalGradientAlgorithm):
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        if self.learning_rate is not self._scheduled_learning_rate:  # it was set by hand; a schedule so set is used as it is
+            self._setup_lr_schedule()
         super()._update_learning_rate(optimizers)
-        critic_rate = self.critic_lr_schedule(self._current_progress_remaining)
+        if self.critic_learning_rate is None:
+            return
+        rate = self.critic_learning_rate
+        critic_rate = FloatSchedule(rate if callable(rate) else float(rate))(self._current_progress_remaining)
         for group in self.policy.optimizer.param_groups:
             if group["critic"]:
                 group["lr"] = critic_rate
-        if self.critic_learning_rate is not None:
-            self.logger.record("train/critic_learning_rate", critic_rate)
+        self.logger.record("train/critic_learning_rate", critic_rate)
 
     def _check_environment(self, env: VecEnv) -> None:
         """
@@ -301,13 +329,14 @@ class REINFORCE(NaturalGradientAlgorithm):
         """
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
 
         batch = whole_rollout(self.rollout_buffer)
         actions = batch.actions
         if isinstance(self.action_space, spaces.Discrete):
             # Convert discrete action from float to long
             actions = actions.long().flatten()
+        actor_parameters, value_parameters = self._group_parameters(batch.observations, actions)
+        self._update_learning_rate(self.policy.optimizer)
 
         # Those of all workers
         n_timesteps = len(batch.advantages) if self._workers.alone else self._n_rollout_timesteps
@@ -319,10 +348,9 @@ class REINFORCE(NaturalGradientAlgorithm):
             self.normalize_advantage,
             self._workers,
         )
-        # What is frozen may change from one update to the next
-        actor_parameters = trainable(self._actor_parameters)
-        value_parameters = trainable(self._value_parameters) if self.uses_critic else []
-        critic_parameters = [p for p in value_parameters if all(p is not shared for shared in self._actor_parameters)]
+        if not self.uses_critic:
+            value_parameters = []
+        critic_parameters = [p for p in value_parameters if all(p is not shared for shared in actor_parameters)]
         if self.natural_gradient:
             # The critic's loss would move the policy through the layers that they share, far beyond the divergence
             value_parameters = critic_parameters
@@ -349,6 +377,7 @@ class REINFORCE(NaturalGradientAlgorithm):
                 gradient_step(self.policy.optimizer, gradients._replace(actor=[]), [], joint, self.max_grad_norm)
             else:
                 grad_norm = gradient_step(self.policy.optimizer, gradients, actor_parameters, joint, self.max_grad_norm)
+            gradients = gradients._replace(actor=[], critic=[])  # they may be as large as the policy
             if critic_parameters and self.n_critic_updates > 0:
                 fit_critic(
                     self.policy,
@@ -408,21 +437,87 @@ class REINFORCE(NaturalGradientAlgorithm):
 
     @classmethod
     def load(
-        cls: type[SelfREINFORCE], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
+        cls: type[SelfREINFORCE],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
     ) -> SelfREINFORCE:
         """
         Load the model from a zip-file, as SB3 does, but refuse arguments that do not exist or make no sense.
 
+        Of a file that A2C or PPO (or another algorithm with such a policy) has saved, it takes the policy, the spaces,
+        ``gamma``, gSDE, the seed and the settings of the log, with a warning. The optimizer starts anew, and all other
+        arguments are REINFORCE's defaults, unless ``kwargs`` say otherwise.
+
         :param path: Path to the file (or a file-like) where to load the agent from
-        :param args: See :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`
-        :param kwargs: Likewise; further names are arguments of the constructor, to change them
+        :param env: The new environment to run the loaded model on (can be None if you only need prediction from a trained
+            model) has priority over any saved environment
+        :param device: Device on which the code should run.
+        :param custom_objects: Dictionary of objects to replace upon loading, see
+            :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior.
+        :param kwargs: Further arguments of the constructor, to change them
         :return: New model instance with loaded parameters
-        :raises ValueError: If a name is no argument, or a value is none that the argument takes
+        :raises ValueError: If a name is no argument, or a value is none that the argument takes, or the policy in the file is
+            of a kind that does not fit
         """
         known = {*checks.constructor_arguments(cls), *inspect.signature(super().load).parameters}
         checks.check_names(kwargs, known, f"{cls.__name__}.load")
-        return super().load(path, *args, **kwargs)
+        if files.is_of_another_algorithm(path):
+            warnings.warn(
+                "The file was saved by another algorithm: its policy, gamma, gSDE, seed and settings of the log are taken "
+                f"over, all other arguments are those of {cls.__name__}.load or its defaults.",
+                UserWarning,
+                stacklevel=2,
+            )
+            path = files.without_foreign_arguments(path, device, custom_objects)
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        parameters: dict[str, dict[str, Any]] = super().get_parameters()
+        # By these the groups of another optimizer are arranged before it takes over the state
+        groups = parameters["policy.optimizer"]["param_groups"]
+        for group, names in zip(groups, files.parameter_names(self.policy), strict=True):
+            group["names"] = names
+        return parameters
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        Load parameters from a given zip-file or a nested dictionary (see ``get_parameters``), also of A2C or PPO. The state of
+        an optimizer that is not like this one's is not taken over, with a warning; the optimizer then starts anew.
+
+        :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary of
+            state-dictionaries
+        :param exact_match: If True, the given parameters should include parameters for each module and each of their
+            parameters
+        :param device: Device on which the code should run.
+        :raises ValueError: If the parameters are those of another network; all is then as it was
+        """
+        parameters: dict[str, Any]
+        loaded: Any = load_path_or_dict
+        if not isinstance(loaded, dict):
+            _, loaded, _ = load_from_zip_file(loaded, device=device, load_data=False)
+        parameters = dict(loaded)
+        expected = set(self._get_torch_save_params()[0])
+        if (exact_match and set(parameters) != expected) or not set(parameters) <= expected:
+            raise ValueError(
+                f"Names of parameters do not match agents' parameters: expected {expected}, got {set(parameters)}"
+            )
+        if "policy" in parameters:
+            files.check_weights(self.policy, parameters["policy"], exact_match)
+        if "policy.optimizer" in parameters:
+            parameters["policy.optimizer"] = files.state_of_optimizer(self.policy, parameters["policy.optimizer"])
+        super().set_parameters(parameters, exact_match, device)
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_actor_parameters", "_value_parameters", "critic_lr_schedule"]
-        return [*super()._excluded_save_params(), *own]
+        return [*super()._excluded_save_params(), "_scheduled_learning_rate"]

@@ -251,16 +251,11 @@ def test_a_cut_at_the_horizon_is_bootstrapped_like_any_truncation():
     assert_agrees(found)
 
 
-class DeclaresALimit(TinyEnv):
-    """An environment that declares a limit which nothing enforces."""
-
-    _max_episode_steps = 3
-
-
 @pytest.mark.filterwarnings("ignore:An episode was cut")
-def test_leave_one_out_is_unbiased_where_the_environments_own_limit_cuts():
+def test_leave_one_out_is_unbiased_where_a_horizon_cuts():
     model = make_model(
-        env=DummyVecEnv([lambda: DeclaresALimit(bonus=5.0)]),
+        env=DummyVecEnv([lambda: TinyEnv(bonus=5.0)]),
+        horizon=3,
         n_episodes=3,
         average_over="episodes",
         baseline="leave_one_out",

@@ -260,15 +260,15 @@ def test_the_environments_own_limit_is_the_horizon_and_no_matter_for_a_warning()
     assert callback.rollouts[0]["lengths"] == [6, 6]
 
 
-def test_a_limit_that_is_declared_and_not_kept_is_the_horizon_too() -> None:
+def test_a_limit_that_is_declared_and_not_kept_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sb3_reinforce.episodic, "DEFAULT_HORIZON", 9)
     callback = Rollouts()
     model = make(Declared(5), n_steps=8)
-    # The limit is the environment's, not ours: there is nothing to warn of
-    assert horizon_warnings(lambda: model.learn(10, callback)) == []
-    assert [rollout["lengths"] for rollout in callback.rollouts] == [[5], [5]]
+    assert len(horizon_warnings(lambda: model.learn(18, callback))) == 1
+    assert [rollout["lengths"] for rollout in callback.rollouts] == [[9], [9]]
 
 
-def test_each_environment_has_the_limit_that_it_declares() -> None:
+def test_each_environment_has_the_limit_of_its_wrapper() -> None:
     callback = Rollouts()
     env = vec(TimeLimit(Scripted((None,)), 4), TimeLimit(Scripted((None,)), 6))
     make(env, n_episodes=1).learn(1, callback)

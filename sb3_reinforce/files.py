@@ -1,0 +1,173 @@
+"""What is taken over from files and parameters of other algorithms, and from the states of other optimizers."""
+
+import io
+import json
+import pathlib
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.save_util import load_from_zip_file, open_path, save_to_zip_file
+
+#: An argument of this class alone, by which its files are told from those of other algorithms
+_OWN_ARGUMENT = "bootstrap_on_truncation"
+#: What another algorithm's file says of the network, the task, the log and the place in the run. Everything else in it is an
+#: argument of that algorithm, and of another meaning or made for another method
+_TAKEN_OVER = {
+    "policy_class",
+    "policy_kwargs",
+    "observation_space",
+    "action_space",
+    "n_envs",
+    "use_sde",
+    "sde_sample_freq",
+    "gamma",
+    "seed",
+    "verbose",
+    "tensorboard_log",
+    "_stats_window_size",
+    "num_timesteps",
+    "_total_timesteps",
+    "_num_timesteps_at_start",
+    "_episode_num",
+    "ep_info_buffer",
+    "ep_success_buffer",
+    "start_time",
+    "_last_obs",
+    "_last_episode_starts",
+    "_last_original_obs",
+}
+
+
+def is_of_another_algorithm(path: str | pathlib.Path | io.BufferedIOBase) -> bool:
+    """
+    :param path: A file that a model was saved to
+    :return: Whether it was a model of another algorithm
+    """
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = json.loads(archive.read("data").decode())
+    except (zipfile.BadZipFile, KeyError, ValueError):  # which SB3 has words for
+        return False
+    finally:
+        if file is not path:
+            file.close()
+    return "policy_class" in names and _OWN_ARGUMENT not in names
+
+
+def without_foreign_arguments(
+    path: str | pathlib.Path | io.BufferedIOBase, device: th.device | str, custom_objects: dict[str, Any] | None
+) -> io.BytesIO:
+    """
+    :param path: A file that a model of another algorithm was saved to
+    :param device: Device to load its tensors to
+    :param custom_objects: See :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`
+    :return: A file of its policy, without the arguments of the other algorithm
+    """
+    data, parameters, variables = load_from_zip_file(path, device=device, custom_objects=custom_objects)
+    assert data is not None
+    kept = {name: value for name, value in data.items() if name in _TAKEN_OVER}
+    # The optimizer is a part of the algorithm: A2C puts its own among the arguments of the policy
+    of_optimizer = ("optimizer_class", "optimizer_kwargs")
+    kept["policy_kwargs"] = {name: arg for name, arg in data.get("policy_kwargs", {}).items() if name not in of_optimizer}
+    file = io.BytesIO()
+    save_to_zip_file(file, kept, parameters, variables)
+    file.seek(0)
+    return file
+
+
+def check_weights(policy: ActorCriticPolicy, weights: Mapping[str, th.Tensor], exact_match: bool) -> None:
+    """
+    :param policy: A policy
+    :param weights: What it is to load, by the names of its tensors
+    :param exact_match: Whether all of them must be there
+    :raises ValueError: If they are those of another network
+    """
+    own = policy.state_dict()
+    for name in [*own, *weights]:
+        if name in own and name in weights:
+            got, expected = tuple(weights[name].shape), tuple(own[name].shape)
+            if got != expected:
+                raise ValueError(
+                    f"The parameters must be those of a policy like this one, got {name} of shape {got}, expected {expected}."
+                )
+        elif exact_match:
+            raise ValueError(
+                "The parameters must be those of a policy like this one, "
+                + (f"got none named {name}." if name in own else f"got {name}, which it does not have.")
+            )
+
+
+def parameter_names(policy: ActorCriticPolicy) -> list[list[str | None]]:
+    """
+    :param policy: A policy
+    :return: The names of the parameters in each group of its optimizer
+    """
+    names = {parameter: name for name, parameter in policy.named_parameters()}
+    return [[names.get(parameter) for parameter in group["params"]] for group in policy.optimizer.param_groups]
+
+
+def arrange_like(policy: ActorCriticPolicy, groups: Sequence[Mapping[str, Any]]) -> None:
+    """
+    Bring the groups of the policy's optimizer into the form of those that a state was saved with, if it can be told.
+
+    :param policy: The policy
+    :param groups: The groups of the state, with the names of their parameters
+    """
+    named = dict(policy.named_parameters())
+    optimizer = policy.optimizer
+    saved, own = [group.get("names", []) for group in groups], parameter_names(policy)
+    if saved != own and {name for names in saved for name in names} == {name for names in own for name in names} <= set(named):
+        options = optimizer.param_groups[0]
+        optimizer.param_groups = [
+            {**options, "params": [named[name] for name in group["names"]], "critic": group["critic"]} for group in groups
+        ]
+
+
+def state_of_optimizer(policy: ActorCriticPolicy, state: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    The state that the policy's optimizer is to load: the saved one, if it is that of such an optimizer, or none, with a
+    warning.
+
+    :param policy: The policy
+    :param state: What was saved
+    :return: What the optimizer can load
+    """
+    optimizer = policy.optimizer
+    arrange_like(policy, state["param_groups"])
+    reason = _mismatch(optimizer, state)
+    if reason is None:
+        groups = [{key: value for key, value in group.items() if key != "names"} for group in state["param_groups"]]
+        return {**state, "param_groups": groups}
+    warnings.warn(
+        f"The state of the optimizer was not taken over, and it starts anew: the saved one {reason}.",
+        UserWarning,
+        stacklevel=4,
+    )
+    optimizer.state.clear()
+    return optimizer.state_dict()
+
+
+def _mismatch(optimizer: th.optim.Optimizer, state: Mapping[str, Any]) -> str | None:
+    """What the state of an optimizer has that this one has not."""
+    saved, own = state["param_groups"], optimizer.param_groups
+    if not all("critic" in group for group in saved):
+        return "does not tell the critic's parameters from the actor's, as that of another algorithm"
+    sizes, expected = ([len(group["params"]) for group in groups] for groups in (saved, own))
+    if sizes != expected:
+        return f"has groups of {sizes} parameters, expected {expected}"
+    # Either may lack an option that only another version of PyTorch has, but not both
+    options, expected_options = set(saved[0]) - {"names"}, set(own[0])
+    if options - expected_options and expected_options - options:
+        return f"has the options {sorted(options - expected_options)}, and not {sorted(expected_options - options)}"
+    parameters = [parameter for group in own for parameter in group["params"]]
+    indices = [index for group in saved for index in group["params"]]
+    for index, parameter in zip(indices, parameters, strict=True):
+        for name, value in state["state"].get(index, {}).items():
+            if isinstance(value, th.Tensor) and value.dim() > 0 and value.shape != parameter.shape:
+                return f"has {name} of shape {tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}"
+    return None

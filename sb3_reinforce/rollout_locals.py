@@ -1,0 +1,85 @@
+"""The local variables of a rollout that callbacks of A2C and PPO read, and that REINFORCE does not need itself."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_reinforce.recording import of_space
+
+
+class RolloutLocals(dict[str, Any]):
+    """
+    What callbacks have as ``self.locals``. Besides the variables of ``collect_rollouts`` it has those of SB3's that are not
+    computed while REINFORCE plays, as tensors: ``obs_tensor``, what the policy acted on; ``values`` of it (after a rollout: of
+    the observations that follow), shape ``(n_envs, 1)``; and ``log_probs`` of the actions, shape ``(n_envs,)``. They are
+    computed when a callback reads them, so that nobody else pays.
+
+    :param variables: Variables to begin with
+    """
+
+    def __init__(self, variables: dict[str, Any]):
+        super().__init__(variables)
+        self._computed: dict[str, th.Tensor] = {}
+        self._computed_at: tuple[int, bool] | None = None
+
+    _COMPUTED = ("obs_tensor", "values", "log_probs")
+
+    def __missing__(self, name: str) -> Any:
+        if name not in self._COMPUTED or not dict.__contains__(self, "actions"):
+            raise KeyError(name)
+        model, obs = self["self"], self["acted_on"]
+        has_ended = model._last_obs is not obs
+        step = (model.num_timesteps, has_ended)
+        if self._computed_at != step:
+            self._computed, self._computed_at = {}, step
+        if name not in self._computed:
+            self._compute(model.policy, obs, has_ended)
+        return self._computed[name]
+
+    def _compute(self, policy: Any, obs: Any, has_ended: bool) -> None:
+        def tensor(observations: Any) -> Any:
+            return obs_as_tensor(of_space(observations, policy.observation_space), policy.device)
+
+        obs_tensor, (values, log_probs) = tensor(obs), self["evaluated"]
+        with th.no_grad():
+            if values is None:
+                actions = th.as_tensor(np.asarray(self["actions"]), device=policy.device)
+                is_discrete = isinstance(policy.action_space, spaces.Discrete)
+                flat = actions.long().flatten() if is_discrete else actions.reshape(len(actions), -1)
+                values, log_probs, _ = policy.evaluate_actions(obs_tensor, flat)
+            if has_ended:
+                values = policy.predict_values(tensor(self["new_obs"]))
+        self._computed = {"obs_tensor": obs_tensor, "values": values, "log_probs": log_probs}
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (name in self._COMPUTED and super().__contains__("actions"))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """
+        :param name: Name of a variable
+        :param default: What to return if there is none
+        :return: Its value
+        """
+        return self[name] if name in self else default
+
+
+class RolloutCallbacks(CallbackList):
+    """
+    The callbacks of a call of ``learn``, all of which then have :class:`RolloutLocals`.
+
+    :param callbacks: The callbacks
+    """
+
+    def __init__(self, callbacks: list[BaseCallback]):
+        super().__init__(callbacks)
+
+    def on_training_start(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        """
+        :param locals_: Local variables of ``learn``
+        :param globals_: Its global variables
+        """
+        super().on_training_start(RolloutLocals(locals_), globals_)
