@@ -58,6 +58,8 @@ def label(change: dict[str, Any]) -> str:
     return ", ".join(f"`{name}` {shown(value)}" for name, value in change.items()) or "none"
 
 
+#: What the runs have in common besides the constructor's defaults: they were made when this was its learning rate
+BASE: dict[str, Any] = {"learning_rate": LinearSchedule(1e-2, 1e-4, 1.0)}
 ALTERNATIVES: dict[str, tuple[Any, ...]] = {
     "learning_rate": (LinearSchedule(3e-2, 3e-4, 1.0), LinearSchedule(3e-3, 3e-5, 1.0), 1e-2, 1e-3),
     "critic_learning_rate": (1e-3,),
@@ -125,7 +127,7 @@ def train(task: str, change: str, seed: int) -> str:
     th.set_num_threads(1)
     n_steps, _ = TASKS[task]
     average = Average(n_steps)
-    model = REINFORCE("MlpPolicy", task, seed=seed, device="cpu", **CHANGES[change])
+    model = REINFORCE("MlpPolicy", task, seed=seed, device="cpu", **{**BASE, **CHANGES[change]})
     model.learn(n_steps, callback=as_callback(average))
     env = Monitor(gym.make(task))
     env.reset(seed=seed + EVAL_SEED_OFFSET)

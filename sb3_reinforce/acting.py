@@ -124,7 +124,6 @@ class NumpySampler(PolicySampler):
         self._linears = [layer for layer in self._modules if isinstance(layer, nn.Linear)]
         self._layers: list[tuple[np.ndarray, np.ndarray, np.ndarray, Activation | None]] = []
         self._buffers = [np.empty((n_envs, layer.out_features), np.float32) for layer in self._linears]
-        self._activations = [_bind(layer) for layer in self._modules if not isinstance(layer, nn.Linear)]
         self._head = _make_head(policy, n_envs)
 
     def is_current(self, policy: ActorCriticPolicy) -> bool:
@@ -135,11 +134,15 @@ class NumpySampler(PolicySampler):
         # Views of the parameters: what a callback does to them in place is acted on at once. They are taken anew for each
         # rollout, as other tensors may have been put in their place
         self._layers = []
-        for layer, buffer, activation in zip(self._linears, self._buffers, [*self._activations, None], strict=True):
+        activations = [_bind(layer) for layer in self._modules if not isinstance(layer, nn.Linear)]
+        for layer, buffer, activation in zip(self._linears, self._buffers, [*activations, None], strict=True):
             weight = layer.weight.detach().numpy().T
             bias = np.zeros((1, buffer.shape[1]), np.float32) if layer.bias is None else layer.bias.detach().numpy()[None]
             self._layers.append((weight, bias, buffer, activation))
         self._head.start_rollout(self.policy)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_layers": []}  # which are taken anew for the next rollout
 
     def outputs(self, obs: Observation) -> np.ndarray:
         """
@@ -253,7 +256,7 @@ class Features:
             self._parts = {key: Features(part) for key, part in space.spaces.items()}
         elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
             self._sizes = [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.tolist()
-        # A fifth of the time of `one_hot`. What is no value of the space finds NaN, also one below 0, which counts from the end
+        # A fifth of the time of `one_hot`. What is no value of the space finds NaN, also one below 0, an index from the end
         self._tables = [
             np.concatenate([np.eye(size, dtype=np.float32), np.full((size, size), np.nan, np.float32)])
             for size in self._sizes

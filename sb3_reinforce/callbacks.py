@@ -124,6 +124,7 @@ class GradientMonitor(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
+    @np.errstate(under="ignore")
     def _on_rollout_end(self) -> None:
         self._n_rollouts += 1
         if (self._n_rollouts - 1) % self.every_n_updates != 0:

@@ -5,7 +5,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from gymnasium import spaces
@@ -16,6 +16,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
+
+T = TypeVar("T")
 
 _ZEROS: dict[tuple[int, np.dtype], np.ndarray] = {}
 
@@ -278,6 +280,16 @@ def first_not_finite(array: np.ndarray) -> tuple[int, ...] | None:
     if not not_finite.any():
         return None
     return tuple(int(i) for i in np.unravel_index(int(np.argmax(not_finite)), array.shape))
+
+
+def without_underflow(function: Callable[..., T]) -> Callable[..., T]:
+    """
+    For what is called at every timestep, where it costs nothing unless the user has asked NumPy to tell of underflows.
+
+    :param function: A function
+    :return: One for which the smallest numbers silently become 0
+    """
+    return function if np.geterr()["under"] == "ignore" else np.errstate(under="ignore")(function)
 
 
 def surely_finite(array: np.ndarray) -> bool:

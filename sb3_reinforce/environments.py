@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import (
     unwrap_vec_wrapper,
 )
 
+
 class EpisodeLimits(NamedTuple):
     """
     Where the episodes of a rollout are cut at the latest.

@@ -67,7 +67,6 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
         self._cuts_expected = read_limits(env, self.horizon, DEFAULT_HORIZON).cuts_expected
         if self.complete_episodes:
             check_resets(env, self._cuts_expected)
-        self._sampler = None
         self._take_over_from_rank_0(total_timesteps)
         self._cuts_expected = any(self._workers.gather(self._cuts_expected))
 
@@ -98,18 +97,21 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
         callback.on_rollout_start()
         sampler = self._start_sampler(env)
         timestep = recorder.timestep
-        judged = self._judged_observations()
+        judged, add = self._judged_observations(), checks.without_underflow(rollout_buffer.add)
         check_statistics(self._vec_normalize_env)
         checks.check_finite("observation", judged(self._last_obs), timestep)  # type: ignore[arg-type]
+
+        sample = checks.without_underflow(sampler.sample)
 
         while not recorder.finished:
             n_steps = recorder.n_vector_steps
             if sampler.policy is not self.policy:
                 sampler = self._start_sampler(env)
+                sample = checks.without_underflow(sampler.sample)
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self._reset_noise(env)
             acted_on = self._last_obs
-            actions, *evaluated = sampler.sample(acted_on, timestep)  # type: ignore[arg-type]
+            actions, *evaluated = sample(acted_on, timestep)
             clipped_actions = self._to_environment(actions)
 
             new_obs, rewards, dones, infos = env.step(clipped_actions)
@@ -123,9 +125,7 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
             check_step(judged(new_obs), rewards, recording, timestep, self._vec_normalize_env)  # type: ignore[arg-type]
             if np.count_nonzero(dones) or any("episode" in info for info in infos):
                 self._update_info_buffer([infos[i] for i in recording], dones[recording])
-            rollout_buffer.add(
-                acted_on, actions, rewards, self._last_episode_starts, evaluated[0], evaluated[1], recording  # type: ignore[arg-type]
-            )
+            add(acted_on, actions, rewards, self._last_episode_starts, evaluated[0], evaluated[1], recording)
             n_cut = len(recorder.cut)
             recorder.advance(dones, infos, new_obs)  # type: ignore[arg-type]
             if len(recorder.cut) > n_cut:
@@ -161,7 +161,8 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
         if self._action_rng is None:
             # Without a seed of its own the model follows PyTorch's generator, as SB3's policies do
             self._action_rng = np.random.default_rng(int(th.randint(2**31, (1,))))
-        if self._sampler is None or not self._sampler.is_current(self.policy):
+        other_envs = getattr(self._sampler, "n_envs", env.num_envs) != env.num_envs
+        if self._sampler is None or other_envs or not self._sampler.is_current(self.policy):
             self._sampler = make_sampler(self.policy, env.num_envs, self._action_rng)
         self._sampler.start_rollout()
         if self.use_sde:
@@ -195,6 +196,7 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
             return self.policy.unscale_action(actions)
         return np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
 
+    @np.errstate(under="ignore")
     def _finish_rollout(
         self, callback: BaseCallback, buffer: EpisodeRolloutBuffer, recorder: Recorder, values_known: bool
     ) -> bool:
@@ -251,9 +253,9 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
         return report.goes_on
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy makes its own sampler when it plays, and a logger, which may hold open files, when it learns
+        # A copy makes a logger of its own when it learns: this one may hold open files
         state = {name: value for name, value in vars(self).items() if name != "_logger"}
-        return {**state, "_sampler": None, "_custom_logger": False}
+        return {**state, "_custom_logger": False}
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_sampler", "_action_rng", "_limits", "_cuts_expected", "_reached_timesteps", "_discounts_of_buffer"]

@@ -242,10 +242,17 @@ class REINFORCE(NaturalGradientAlgorithm):
         return isinstance(self.baseline, str) and self.baseline == "value"
 
     def _setup_model(self) -> None:
-        checks.check_arguments(vars(self))  # `load` sets attributes without the constructor
+        self._check_arguments()  # `load` sets attributes without the constructor
         checks.check_policy_class(self.policy_class)
         super()._setup_model()
         self._setup_optimizer()
+
+    def _check_arguments(self) -> None:
+        checks.check_arguments(vars(self))
+        for name in inspect.signature(REINFORCE).parameters:
+            value = getattr(self, name, None)
+            if isinstance(value, np.number):  # which would carry the precision of its type into what it is multiplied with
+                setattr(self, name, value.item())
 
     def _setup_optimizer(self) -> None:
         use_fused_adam(self.policy.optimizer)
@@ -254,7 +261,7 @@ class REINFORCE(NaturalGradientAlgorithm):
             check_policy(self.policy)
 
     def _setup_lr_schedule(self) -> None:
-        if isinstance(self.learning_rate, Real):  # SB3 knows none of NumPy's numbers
+        if isinstance(self.learning_rate, Real):  # SB3 knows no numbers of NumPy's
             self.learning_rate = float(self.learning_rate)
         super()._setup_lr_schedule()
         self._scheduled_learning_rate = self.learning_rate
@@ -311,7 +318,7 @@ class REINFORCE(NaturalGradientAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self._join_workers()
-        checks.check_arguments(vars(self))  # they may have been set by hand
+        self._check_arguments()  # they may have been set by hand
         if self.env is None:
             raise ValueError("There is no environment to learn from, pass one to `load` or `set_env`.")
         self._check_environment(self.env)
@@ -321,6 +328,7 @@ class REINFORCE(NaturalGradientAlgorithm):
         self._setup_rollouts(self.env, total_timesteps)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
+    @np.errstate(under="ignore")
     def train(self) -> None:
         """
         Update the policy with the gradient estimate of the rollout (one step), then fit the critic to its returns.

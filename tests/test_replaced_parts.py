@@ -14,7 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_reinforce import REINFORCE, GradientMonitor
-from tests.environments import Scripted, vec
+from environments import Scripted, vec
 
 
 class OwnEvaluation(ActorCriticPolicy):

@@ -130,7 +130,7 @@ def test_configurations_of_the_user(tmp_path: Path) -> None:
     entry = "n_timesteps: 200, policy: MlpPolicy, n_steps: 60, normalize: true, gamma: 0.9, critic_learning_rate: lin_2.0e-3"
     entry += ", natural_gradient: true, target_kl: lin_0.04"
     (tmp_path / "mine.yml").write_text(f"CartPole-v1: {{{entry}}}\n")
-    python_entry = "dict(n_timesteps=200, policy='MlpPolicy', n_steps=70, learning_rate='lin_0.01')"
+    python_entry = "dict(n_timesteps=200, policy='MlpPolicy', n_steps=70, learning_rate='lin_0.01_0.002')"
     (tmp_path / "mine.py").write_text(f"hyperparams = {{'CartPole-v1': {python_entry}}}\n")
 
     zoo("train", *CARTPOLE, "-conf", "mine.yml", folder=tmp_path)
@@ -149,7 +149,13 @@ assert model.natural_gradient and [model.target_kl(progress) for progress in (1.
 
     for number, option in enumerate((["--conf-file=mine.py"], ["--conf", "mine"]), start=2):
         zoo("train", "--algo=reinforce", *CARTPOLE[2:], *option, "-params", "critic_learning_rate:0.1", folder=tmp_path)
-        assert "lin_0.01" in saved(f"CartPole-v1_{number}", tmp_path)
+        assert "lin_0.01_0.002" in saved(f"CartPole-v1_{number}", tmp_path)
+    python(
+        "from sb3_reinforce import REINFORCE\n"
+        "model = REINFORCE.load('logs/reinforce/CartPole-v1_2/CartPole-v1.zip')\n"
+        "assert [round(model.learning_rate(progress), 6) for progress in (1.0, 0.5, 0.0)] == [0.01, 0.006, 0.002]\n",
+        tmp_path,
+    )
 
 
 def test_environments(tmp_path: Path) -> None:

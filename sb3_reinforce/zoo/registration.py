@@ -5,12 +5,15 @@ import functools
 import importlib
 import inspect
 import random
+import re
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_reinforce.checks import check_names
 from sb3_reinforce.reinforce import REINFORCE
@@ -154,9 +157,17 @@ def _with_best_trial(load_trial: Callable[..., dict[str, Any]]) -> Callable[...,
 def _with_own_keys(preprocess: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(preprocess)
     def wrapper(self: Any, hyperparams: dict[str, Any]) -> Any:
-        if self.algo == ALGO:
-            hyperparams = _preprocess_own_keys(self, hyperparams)
-        return preprocess(self, hyperparams)
+        if self.algo != ALGO:
+            return preprocess(self, hyperparams)
+        hyperparams = _preprocess_own_keys(self, hyperparams)
+        # RL Zoo makes the schedules of its own key itself, and takes none that is made already
+        learning_rate = hyperparams.get("learning_rate")
+        if callable(learning_rate):
+            hyperparams = {**hyperparams, "learning_rate": 0.0}
+        processed, *rest = preprocess(self, hyperparams)
+        if callable(learning_rate):
+            processed["learning_rate"] = learning_rate
+        return (processed, *rest)
 
     return wrapper
 
@@ -180,11 +191,18 @@ def _preprocess_own_keys(manager: Any, hyperparams: dict[str, Any]) -> dict[str,
         value = hyperparams.get(key)
         if value is None:
             continue
+        between = re.fullmatch(r"lin_([^_]+)_([^_]+)", value) if isinstance(value, str) else None
         try:
+            if between is not None:
+                start, end = map(float, between.groups())
+                hyperparams[key] = LinearSchedule(start, end, end_fraction=1.0)
+                continue
             # Under the name that RL Zoo makes schedules for
             schedule = manager._preprocess_schedules({"learning_rate": value})["learning_rate"]
         except ValueError as error:
-            raise ValueError(f"`{key}` must be a number (2.0e-4, not 2e-4, in YAML) or lin_NUMBER, got {value!r}.") from error
+            raise ValueError(
+                f"`{key}` must be a number (2.0e-4, not 2e-4, in YAML), lin_NUMBER or lin_START_END, got {value!r}."
+            ) from error
         # RL Zoo does its own key again, and a number is for the algorithm to judge
         if key != "learning_rate" and isinstance(value, str):
             hyperparams[key] = schedule
