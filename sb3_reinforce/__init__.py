@@ -1,13 +1,12 @@
 """REINFORCE (Monte Carlo policy gradient) for Stable-Baselines3."""
 
-from importlib.metadata import version
-
 from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_reinforce.callbacks import GradientMonitor
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.reinforce import REINFORCE
 
-__version__ = version("sb3-reinforce")
+# The one place of it, which the build reads too. So the package needs not be installed to be imported
+__version__ = "0.1.0"
 
 __all__ = [
     "REINFORCE",

@@ -7,6 +7,7 @@ import inspect
 import os
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -89,11 +90,42 @@ def test_wheel_works_when_installed(wheel: Path, tmp_path: Path) -> None:
     assert trained == "True"
 
 
-def test_version_is_the_one_of_the_project_file(wheel_metadata: Message) -> None:
+def test_version_stands_in_one_place(wheel_metadata: Message) -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert f'\nversion = "{sb3_reinforce.__version__}"\n' in project
+    assert f'"{sb3_reinforce.__version__}"' not in project
     assert wheel_metadata["Version"] == sb3_reinforce.__version__
     assert f"## [{sb3_reinforce.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_works_from_a_source_tree_that_is_not_installed(tmp_path: Path) -> None:
+    source, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for folder in (PACKAGE, ROOT / "zoo_configs"):
+        shutil.copytree(folder, source / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+    # The environment of the tests has the package installed: without its metadata it is as if it were not
+    program = (
+        "import importlib.metadata as metadata\n"
+        "from_name = metadata.Distribution.from_name\n"
+        "def without_ours(name):\n"
+        "    if name.lower().replace('_', '-') == 'sb3-reinforce':\n"
+        "        raise metadata.PackageNotFoundError(name)\n"
+        "    return from_name(name)\n"
+        "metadata.Distribution.from_name = without_ours\n"
+        "try:\n"
+        "    print(metadata.version('sb3-reinforce'))\n"
+        "except metadata.PackageNotFoundError:\n"
+        "    print('not installed')\n"
+        "import sb3_reinforce\n"
+        "import sb3_reinforce.zoo\n"
+        "print(sb3_reinforce.__file__)\n"
+        "print(sb3_reinforce.__version__)\n"
+        "print(sb3_reinforce.zoo.default_config().is_file())\n"
+    )
+    installed, file, version, has_config = run_python("-c", program, cwd=elsewhere, path=source).splitlines()
+    assert installed == "not installed"
+    assert Path(file) == source / "sb3_reinforce" / "__init__.py"
+    assert version == sb3_reinforce.__version__
+    assert has_config == "True"
 
 
 def test_run_time_dependencies(wheel_metadata: Message) -> None:
