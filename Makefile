@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Pinned, so that no other build of PyTorch is pulled in with the package
+# Pinned, so that no other build of PyTorch is pulled in with the package. It may hold arguments of pip too
 TORCH ?= torch==2.13.0
 # Further arguments, e.g. PYTEST_ARGS="tests/test_package.py -v" or DEMO_ARGS="--seed 1"
 PYTEST_ARGS ?=
@@ -65,5 +65,5 @@ $(VENV)/.torch:
 	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \
 		{ echo "'$(PYTHON)' cannot make virtual environments: install its venv module (Debian: apt install python3-venv)."; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH:%='%')
 	@touch $@
