@@ -114,6 +114,10 @@ def load(folder: Path, env_ids: list[str], algos: list[str]) -> tuple[pd.DataFra
     return runs, pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=[*COLUMNS, "env", "algo", "seed"])
 
 
+#: What a run was made with whose entry names no learning rate: the constructor's default at that time
+FORMER_LEARNING_RATE = "lin_1.0e-2_1.0e-4"
+
+
 def outdated(runs: pd.DataFrame) -> str:
     """
     :param runs: The runs
@@ -129,7 +133,7 @@ def outdated(runs: pd.DataFrame) -> str:
     for (env_id, algo), group in runs[runs["algo"].map(zoo_algo) == OURS].groupby(["env", "algo"], sort=False):
         today = essence(find_entry(algo, env_id)[1])
         for seed, entry in zip(group["seed"], group["hyperparameters"], strict=True):
-            if essence(entry) != today:
+            if essence({"learning_rate": FORMER_LEARNING_RATE, **entry}) != today:
                 names.append(f"{algo}-{seed} on {env_id}")
     return ", ".join(names) or "None."
 

@@ -5,7 +5,7 @@ from sb3_reinforce.callbacks import GradientMonitor
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.reinforce import REINFORCE
 
-# The one place of it, which the build reads too. So the package needs not be installed to be imported
+# As in pyproject.toml. Written here, so that the package need not be installed to be imported
 __version__ = "0.1.0"
 
 __all__ = [

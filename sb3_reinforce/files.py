@@ -80,25 +80,37 @@ def without_foreign_arguments(
     return file
 
 
+class ParametersError(ValueError, RuntimeError):
+    """
+    Parameters are those of another network. A ``RuntimeError`` too, as PyTorch's own, which SB3's ``load`` expects of files of
+    old versions.
+
+    :param message: What differs
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+
+
 def check_weights(policy: ActorCriticPolicy, weights: Mapping[str, th.Tensor], exact_match: bool) -> None:
     """
     :param policy: A policy
     :param weights: What it is to load, by the names of its tensors
     :param exact_match: Whether all of them must be there
-    :raises ValueError: If they are those of another network
+    :raises ParametersError: If they are those of another network
     """
     own = policy.state_dict()
     for name in [*own, *weights]:
         if name in own and name in weights:
             got, expected = tuple(weights[name].shape), tuple(own[name].shape)
             if got != expected:
-                raise ValueError(
+                raise ParametersError(
                     f"The parameters must be those of a policy like this one, got {name} of shape {got}, expected {expected}."
                 )
         elif exact_match:
-            raise ValueError(
-                "The parameters must be those of a policy like this one, "
-                + (f"got none named {name}." if name in own else f"got {name}, which it does not have.")
+            raise ParametersError(
+                "The parameters must be those of a policy like this one, got "
+                + (f"none named {name} (Missing key(s) in state_dict)." if name in own else f"{name}, which it does not have.")
             )
 
 

@@ -90,9 +90,9 @@ def test_wheel_works_when_installed(wheel: Path, tmp_path: Path) -> None:
     assert trained == "True"
 
 
-def test_version_stands_in_one_place(wheel_metadata: Message) -> None:
+def test_version_is_the_one_of_the_project_file(wheel_metadata: Message) -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert f'"{sb3_reinforce.__version__}"' not in project
+    assert f'\nversion = "{sb3_reinforce.__version__}"\n' in project
     assert wheel_metadata["Version"] == sb3_reinforce.__version__
     assert f"## [{sb3_reinforce.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
