@@ -63,6 +63,11 @@ class PolicySampler:
         """
         return policy is self.policy
 
+    def go_on_from(self, sampler: "PolicySampler | None") -> None:
+        """
+        :param sampler: The one whose place this one takes
+        """
+
     def start_rollout(self) -> None:
         """Take over the policy's present weights."""
 
@@ -140,6 +145,18 @@ class NumpySampler(PolicySampler):
             bias = np.zeros((1, buffer.shape[1]), np.float32) if layer.bias is None else layer.bias.detach().numpy()[None]
             self._layers.append((weight, bias, buffer, activation))
         self._head.start_rollout(self.policy)
+
+    def go_on_from(self, sampler: PolicySampler | None) -> None:
+        """
+        Use up the noise that another sampler has drawn ahead, so that a copy of a policy plays what the policy would have.
+
+        :param sampler: The one whose place this one takes
+        """
+        theirs = sampler._head if isinstance(sampler, NumpySampler) else None
+        own = self._head
+        if isinstance(own, _NoiseHead) and isinstance(theirs, _NoiseHead) and type(own) is type(theirs):
+            if own.shape == theirs.shape:
+                own._noise, own._next_noise = theirs._noise, theirs._next_noise
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_layers": []}  # which are taken anew for the next rollout

@@ -163,7 +163,8 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
             self._action_rng = np.random.default_rng(int(th.randint(2**31, (1,))))
         other_envs = getattr(self._sampler, "n_envs", env.num_envs) != env.num_envs
         if self._sampler is None or other_envs or not self._sampler.is_current(self.policy):
-            self._sampler = make_sampler(self.policy, env.num_envs, self._action_rng)
+            former, self._sampler = self._sampler, make_sampler(self.policy, env.num_envs, self._action_rng)
+            self._sampler.go_on_from(former)
         self._sampler.start_rollout()
         if self.use_sde:
             self._reset_noise(env)

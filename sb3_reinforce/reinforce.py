@@ -88,7 +88,8 @@ class REINFORCE(NaturalGradientAlgorithm):
         critic
     :param horizon: The longest episode that is recorded; one that is still running then is treated like a truncated one, and
         its environment is done for this update, also before it has its ``n_steps`` or ``n_episodes``. ``None``: the
-        limit of Gymnasium's ``TimeLimit`` wrapper, as it is at the start of the rollout, else 10,000. ``rollout/ep_rew_mean`` has what it came to until then.
+        limit of Gymnasium's ``TimeLimit`` wrapper, as it is at the start of the rollout, else 10,000.
+        ``rollout/ep_rew_mean`` has what it came to until then.
         Of no effect with ``complete_episodes=False``
     :param bootstrap_on_truncation: With the value baseline, an episode that was cut by a time limit ends in
         :math:`\gamma V(s_T)`; ``False``: in nothing (the return of a finite horizon). Without a critic always the latter
@@ -146,7 +147,7 @@ class REINFORCE(NaturalGradientAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-3,
+        learning_rate: float | Schedule = 4e-3,
         n_steps: int = 512,
         n_episodes: int | None = None,
         batch_size: int = 256,
