@@ -63,6 +63,12 @@ class PolicySampler:
         """
         return policy is self.policy
 
+    def acts_as_it_is(self) -> bool:
+        """
+        :return: Whether what the policy's layers and weights have been since the start of the rollout is what they are now
+        """
+        return True
+
     def go_on_from(self, sampler: "PolicySampler | None") -> None:
         """
         :param sampler: The one whose place this one takes
@@ -135,7 +141,15 @@ class NumpySampler(PolicySampler):
         # Layers may have been exchanged or hooked in the meantime
         return super().is_current(policy) and _is_understood(policy) and _actor_layers(policy) == self._modules
 
+    def acts_as_it_is(self) -> bool:
+        layers = _actor_layers(self.policy)
+        return layers == self._modules and self._memory() == self._viewed and not any(map(has_own_forward, layers))
+
+    def _memory(self) -> list[int]:
+        return [tensor.data_ptr() for layer in self._linears for tensor in (layer.weight, layer.bias) if tensor is not None]
+
     def start_rollout(self) -> None:
+        self._viewed = self._memory()
         # Views of the parameters: what a callback does to them in place is acted on at once. They are taken anew for each
         # rollout, as other tensors may have been put in their place
         self._layers = []

@@ -217,6 +217,8 @@ class Workers:
         :param subsets: This worker's subsets of it
         :return: The unions of the subsets of all workers
         """
+        if self.alone:
+            return list(subsets)
         flags = th.tensor([[float(item in subset) for item in items] for subset in subsets])
         self.add_up([flags])
         return [{item for item, flag in zip(items, row, strict=True) if flag} for row in flags.tolist()]

@@ -78,19 +78,21 @@ def of_wrappers(env: VecEnv, wrapper: type[gym.Wrapper], name: str, env_ids: Seq
     base = innermost(env)
     env_ids = range(env.num_envs) if env_ids is None else env_ids
     unknown = [None] * len(env_ids)
-    if isinstance(base, DummyVecEnv):
-        return [getattr(unwrap_wrapper(base.envs[i], wrapper), name, None) for i in env_ids]
     try:
-        wrapped = list(base.env_is_wrapped(wrapper, env_ids))
-        if not any(wrapped):
+        if base.num_envs != env.num_envs:  # a wrapper between makes other environments of them
             return unknown
-        values = list(base.get_attr(name, env_ids))
-        if isinstance(base, SubprocVecEnv):
-            wrapped = list(base.env_is_wrapped(_Holding(wrapper, name, values), env_ids))  # type: ignore[arg-type]
-        found = [value if is_wrapped else None for value, is_wrapped in zip(values, wrapped, strict=True)]
+        if isinstance(base, DummyVecEnv):
+            return [getattr(unwrap_wrapper(base.envs[i], wrapper), name, None) for i in env_ids]
+        is_wrapped = dict(zip(env_ids, base.env_is_wrapped(wrapper, env_ids), strict=True))
+        # No others: a worker process that has no such attribute dies of the question
+        wrapped = [env_id for env_id in env_ids if is_wrapped[env_id]]
+        found = dict(zip(wrapped, base.get_attr(name, wrapped), strict=True)) if wrapped else {}
+        if found and isinstance(base, SubprocVecEnv):
+            holds = base.env_is_wrapped(_Holding(wrapper, name, list(found.values())), wrapped)  # type: ignore[arg-type]
+            found = {env_id: found[env_id] for env_id, holding in zip(wrapped, holds, strict=True) if holding}
     except Exception:  # a simulator's own VecEnv may raise anything, or return what is no list
         return unknown
-    return found if len(found) == len(env_ids) else unknown
+    return [found.get(env_id) for env_id in env_ids]
 
 
 class _Holding:

@@ -92,22 +92,23 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
         if not isinstance(rollout_buffer, EpisodeRolloutBuffer):
             return self._collect_with_sb3(env, callback, rollout_buffer, n_rollout_steps)
         self.policy.set_training_mode(False)
-        recorder = self._start_recorder(env, n_rollout_steps)
         rollout_buffer.reset()
         callback.on_rollout_start()
+        recorder = self._start_recorder(env, n_rollout_steps)  # after a curriculum has changed a limit
         sampler = self._start_sampler(env)
         timestep = recorder.timestep
         judged, add = self._judged_observations(), checks.without_underflow(rollout_buffer.add)
         check_statistics(self._vec_normalize_env)
         checks.check_finite("observation", judged(self._last_obs), timestep)  # type: ignore[arg-type]
 
-        sample = checks.without_underflow(sampler.sample)
+        sample, values_known = checks.without_underflow(sampler.sample), sampler.evaluates
+        watched = bool(getattr(callback, "callbacks", True))  # nobody else can change the policy meanwhile
 
         while not recorder.finished:
             n_steps = recorder.n_vector_steps
-            if sampler.policy is not self.policy:
+            if watched and not (sampler.policy is self.policy and sampler.acts_as_it_is()):
                 sampler = self._start_sampler(env)
-                sample = checks.without_underflow(sampler.sample)
+                sample, values_known = checks.without_underflow(sampler.sample), values_known and sampler.evaluates
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self._reset_noise(env)
             acted_on = self._last_obs
@@ -133,7 +134,7 @@ class EpisodicAlgorithm(DataParallelAlgorithm):
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
         n_steps = recorder.n_vector_steps
-        if not self._finish_rollout(callback, rollout_buffer, recorder, values_known=sampler.evaluates):
+        if not self._finish_rollout(callback, rollout_buffer, recorder, values_known):
             return False
         callback.update_locals(locals())
         callback.on_rollout_end()

@@ -17,6 +17,7 @@ _OWN_ARGUMENT = "bootstrap_on_truncation"
 #: What another algorithm's file says of the network, the task, the log and the place in the run. Everything else in it is an
 #: argument of that algorithm, and of another meaning or made for another method
 _TAKEN_OVER = {
+    "env",  # which is there only if it was asked for
     "policy_class",
     "policy_kwargs",
     "observation_space",
@@ -100,7 +101,11 @@ def check_weights(policy: ActorCriticPolicy, weights: Mapping[str, th.Tensor], e
     :raises ParametersError: If they are those of another network
     """
     own = policy.state_dict()
+    if not isinstance(weights, Mapping):
+        raise ParametersError(f"The parameters must be a dictionary of tensors, got {type(weights).__name__}.")
     for name in [*own, *weights]:
+        if name in weights and not isinstance(weights[name], th.Tensor):
+            raise ParametersError(f"The parameters must be tensors, got {name} of type {type(weights[name]).__name__}.")
         if name in own and name in weights:
             got, expected = tuple(weights[name].shape), tuple(own[name].shape)
             if got != expected:
@@ -148,8 +153,11 @@ def state_of_optimizer(policy: ActorCriticPolicy, state: Mapping[str, Any]) -> d
     :param policy: The policy
     :param state: What was saved
     :return: What the optimizer can load
+    :raises ParametersError: If it is no state of an optimizer
     """
     optimizer = policy.optimizer
+    if not (isinstance(state, Mapping) and {"state", "param_groups"} <= set(state)):
+        raise ParametersError(f"The state of an optimizer must have `state` and `param_groups`, got {type(state).__name__}.")
     arrange_like(policy, state["param_groups"])
     reason = _mismatch(optimizer, state)
     if reason is None:
@@ -164,10 +172,23 @@ def state_of_optimizer(policy: ActorCriticPolicy, state: Mapping[str, Any]) -> d
     return optimizer.state_dict()
 
 
+def _state_names(optimizer: th.optim.Optimizer, options: Mapping[str, Any]) -> set[str] | None:
+    """What an optimizer keeps of each parameter, found by a step with one; ``None`` if it does not step like that."""
+    parameter = th.nn.Parameter(th.zeros(1))
+    parameter.grad = th.zeros(1)
+    try:
+        other = type(optimizer)([parameter])  # type: ignore[call-arg]
+        other.param_groups[0].update({name: value for name, value in options.items() if name != "params"})
+        other.step()
+    except Exception:  # the user's own optimizer may want anything
+        return None
+    return set(other.state[parameter])
+
+
 def _mismatch(optimizer: th.optim.Optimizer, state: Mapping[str, Any]) -> str | None:
     """What the state of an optimizer has that this one has not."""
     saved, own = state["param_groups"], optimizer.param_groups
-    if not all("critic" in group for group in saved):
+    if not all(isinstance(group, Mapping) and "critic" in group for group in saved):
         return "does not tell the critic's parameters from the actor's, as that of another algorithm"
     sizes, expected = ([len(group["params"]) for group in groups] for groups in (saved, own))
     if sizes != expected:
@@ -176,6 +197,10 @@ def _mismatch(optimizer: th.optim.Optimizer, state: Mapping[str, Any]) -> str | 
     options, expected_options = set(saved[0]) - {"names"}, set(own[0])
     if options - expected_options and expected_options - options:
         return f"has the options {sorted(options - expected_options)}, and not {sorted(expected_options - options)}"
+    names = _state_names(optimizer, saved[0])
+    for values in state["state"].values():
+        if names is not None and set(values) != names:
+            return f"has {sorted(values)} for each parameter, expected {sorted(names)}"
     parameters = [parameter for group in own for parameter in group["params"]]
     indices = [index for group in saved for index in group["params"]]
     for index, parameter in zip(indices, parameters, strict=True):

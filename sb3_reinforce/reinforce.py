@@ -29,6 +29,7 @@ from sb3_reinforce.estimator import (
     estimate_gradients,
     gradient_step,
     log_prob_weights,
+    pieces,
     take,
     trainable,
 )
@@ -43,9 +44,6 @@ from sb3_reinforce.policies import (
     split_parameters,
     use_fused_adam,
 )
-
-#: A policy with methods of its own is asked at this many timesteps of a rollout which parameters it depends on
-N_LOOKED_AT = 32
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
@@ -254,6 +252,8 @@ class REINFORCE(NaturalGradientAlgorithm):
             value = getattr(self, name, None)
             if isinstance(value, np.number):  # which would carry the precision of its type into what it is multiplied with
                 setattr(self, name, value.item())
+            elif isinstance(value, Real) and not isinstance(value, int | float):
+                setattr(self, name, float(value))
 
     def _setup_optimizer(self) -> None:
         use_fused_adam(self.policy.optimizer)
@@ -265,16 +265,20 @@ class REINFORCE(NaturalGradientAlgorithm):
         if isinstance(self.learning_rate, Real):  # SB3 knows no numbers of NumPy's
             self.learning_rate = float(self.learning_rate)
         super()._setup_lr_schedule()
-        self._scheduled_learning_rate = self.learning_rate
+        self._made_schedule = (self.learning_rate, self.lr_schedule)
 
     def _group_parameters(self, observations: PyTorchObs, actions: th.Tensor) -> tuple[list[th.nn.Parameter], ...]:
         """
         The trainable parameters of the actor and those that reach the values, at which the optimizer's groups are divided:
         policy, optimizer and what is frozen may be others than at the last update.
         """
-        rows = th.linspace(0, len(actions) - 1, min(len(actions), N_LOOKED_AT)).long().to(actions.device)
-        actor, value = split_parameters(self.policy, take(observations, rows), actions[rows])
-        if not (self._workers.alone or has_sb3_forward(self.policy)):
+        if has_sb3_forward(self.policy):
+            actor, value = split_parameters(self.policy)
+        else:
+            actor, value = set(), set()
+            for rows in pieces(self.policy, len(actions)):  # some layers are for some observations only
+                reached = split_parameters(self.policy, take(observations, rows), actions[rows])
+                actor, value = actor | reached[0], value | reached[1]
             actor, value = self._workers.union(list(self.policy.parameters()), actor, value)
         return tuple(trainable(parameters) for parameters in group_parameters(self.policy, (actor, value)))
 
@@ -284,7 +288,8 @@ class REINFORCE(NaturalGradientAlgorithm):
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        if self.learning_rate is not self._scheduled_learning_rate:  # it was set by hand; a schedule so set is used as it is
+        learning_rate, schedule = self._made_schedule
+        if self.learning_rate != learning_rate and self.lr_schedule is schedule:  # else a schedule was set by hand, too
             self._setup_lr_schedule()
         super()._update_learning_rate(optimizers)
         if self.critic_learning_rate is None:
@@ -524,9 +529,15 @@ class REINFORCE(NaturalGradientAlgorithm):
             )
         if "policy" in parameters:
             files.check_weights(self.policy, parameters["policy"], exact_match)
-        if "policy.optimizer" in parameters:
-            parameters["policy.optimizer"] = files.state_of_optimizer(self.policy, parameters["policy.optimizer"])
-        super().set_parameters(parameters, exact_match, device)
+        groups = [dict(group) for group in self.policy.optimizer.param_groups]
+        try:
+            with all_or_nothing(self.policy):
+                if "policy.optimizer" in parameters:
+                    parameters["policy.optimizer"] = files.state_of_optimizer(self.policy, parameters["policy.optimizer"])
+                super().set_parameters(parameters, exact_match, device)
+        except BaseException:
+            self.policy.optimizer.param_groups = groups
+            raise
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_scheduled_learning_rate"]
+        return [*super()._excluded_save_params(), "_made_schedule"]

@@ -304,3 +304,36 @@ def test_a_copy_of_a_model_with_a_log_of_its_own_logs_again(tmp_path: Path) -> N
     copied = copy.deepcopy(model.learn(20))
     assert moved(copied)
     assert model.logger is not copied.logger
+
+
+def test_a_state_with_fewer_names_is_that_of_another_optimizer(tmp_path: Path) -> None:
+    model = make()
+    model.policy.optimizer = th.optim.Adamax(model.policy.parameters())  # whose options are some of Adam's
+    model.learn(40).save(tmp_path / "model.zip")
+    with pytest.warns(UserWarning, match="optimizer was not taken over"):
+        loaded = REINFORCE.load(tmp_path / "model.zip", env=env(), device="cpu")
+    assert moved(loaded)
+
+
+@pytest.mark.parametrize("part", ["numpy", "text", "nothing", "empty optimizer", "no optimizer"])
+def test_parameters_that_are_none_are_refused_in_one_sentence_and_nothing_changes(part: str) -> None:
+    model = make().learn(40)
+    before, given = snapshot(model), make(seed=5).learn(40).get_parameters()
+    if part in ("numpy", "text"):
+        given["policy"]["action_net.weight"] = np.zeros((2, 8)) if part == "numpy" else "weights"  # type: ignore[assignment]
+    elif part == "nothing":
+        given["policy"] = None  # type: ignore[assignment]
+    else:
+        given["policy.optimizer"] = {} if part == "empty optimizer" else None  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="must") as error:
+        model.set_parameters(given)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+    assert equal_parameters(before, snapshot(model))
+
+
+def test_an_environment_that_was_saved_with_a_model_of_another_algorithm_is_kept(tmp_path: Path) -> None:
+    model = A2C("MlpPolicy", "CartPole-v1", n_steps=16, device="cpu")
+    model.save(tmp_path / "a2c.zip", include=["env"])
+    with pytest.warns(UserWarning, match="another algorithm"):
+        loaded = REINFORCE.load(tmp_path / "a2c.zip", n_steps=20, device="cpu")
+    assert moved(loaded)

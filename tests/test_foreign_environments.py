@@ -490,3 +490,62 @@ def test_episodes_that_end_within_an_episode_count_in_the_log(cls: Any, n_envs: 
     env = DummyVecEnv([lambda: TellsOfInnerEpisodes(Monitor(Scripted((2, 3))))] * n_envs)
     model = make(env, cls).learn(20 * n_envs)
     assert sorted(lengths(model)) == [2] * 4 * n_envs + [3] * 4 * n_envs
+
+
+# Environments that differ
+
+
+@pytest.mark.parametrize("venv_class", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize("wrap", [lambda env: TimeLimit(env, 4), Monitor], ids=["TimeLimit", "Monitor"])
+def test_some_environments_may_have_a_wrapper_that_the_others_lack(
+    wrap: Callable[[gym.Env], gym.Env], venv_class: Callable[..., VecEnv]
+) -> None:
+    env = venv_class([lambda: PaysAtTheEnd(), lambda: wrap(PaysAtTheEnd())])
+    expected = [10_000, 4] if wrap is not Monitor else [10_000, 10_000]
+    assert sb3_reinforce.episodic.read_limits(env, None, 10_000).horizons == expected
+    assert moves(make(env), 60)
+    env.close()
+
+
+class Doubles(VecEnvWrapper):
+    """Makes two environments of each."""
+
+    def __init__(self, venv: VecEnv):
+        super().__init__(venv)
+        self.num_envs = 2 * venv.num_envs
+
+    def reset(self) -> Any:
+        return np.repeat(self.venv.reset(), 2, axis=0)  # type: ignore[arg-type]
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.venv.step_async(actions[::2])
+
+    def step_wait(self) -> Any:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        return np.repeat(obs, 2, axis=0), np.repeat(rewards, 2), np.repeat(dones, 2), [i for i in infos for _ in range(2)]  # type: ignore[arg-type]
+
+
+def test_a_wrapper_may_make_more_environments_of_those_that_it_has() -> None:
+    env = vec(TimeLimit(Scripted((None,)), 5), TimeLimit(Scripted((None,)), 5))
+    assert moves(make(Doubles(env), seed=None), 80)
+
+
+@pytest.mark.parametrize("venv_class", [DummyVecEnv, SubprocVecEnv])
+def test_a_limit_that_changes_at_the_start_of_a_rollout_counts_in_it(
+    venv_class: Callable[..., VecEnv], recwarn: pytest.WarningsRecorder
+) -> None:
+    class Lengthens(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            for single in env.envs if isinstance(env, DummyVecEnv) else ():
+                single.env._max_episode_steps = 20  # type: ignore[attr-defined]
+            if not isinstance(env, DummyVecEnv):
+                env.env_method("set_wrapper_attr", "_max_episode_steps", 20)
+
+        def _on_step(self) -> bool:
+            return True
+
+    env = venv_class([lambda: Monitor(TimeLimit(Scripted((None,)), 5))])
+    model = make(env).learn(40, Lengthens())
+    env.close()
+    assert lengths(model) == [20, 20]
+    assert not [warning for warning in recwarn if "horizon" in str(warning.message)]

@@ -260,3 +260,137 @@ def test_a_discount_of_the_buffer_that_is_set_by_hand_counts_as_with_a2c() -> No
     model.rollout_buffer.gamma = 0.0
     model.learn(20)
     np.testing.assert_array_equal(model.rollout_buffer.returns, model.rollout_buffer.rewards)
+
+
+def test_a_schedule_that_is_set_after_a_rate_is_used() -> None:
+    model = make().learn(20)
+    model.learning_rate, model.lr_schedule = 1e-4, lambda progress: 0.5
+    assert rates(model.learn(20)) == [0.5, 0.5]
+    copied = copy.deepcopy(model)
+    assert rates(copied.learn(20)) == [0.5, 0.5]
+
+
+# What changes in the midst of a rollout
+
+
+def assign_data(policy: ActorCriticPolicy) -> None:
+    policy.action_net.weight.data, policy.action_net.bias.data = th.zeros(2, 8), th.tensor([-100.0, 100.0])
+
+
+def load_vector(policy: ActorCriticPolicy) -> None:
+    other = copy.deepcopy(policy)
+    assign_data(other)
+    policy.load_from_vector(other.parameters_to_vector())
+
+
+def put_layer(policy: ActorCriticPolicy) -> None:
+    policy.action_net = nn.Linear(8, 2)
+    assign_data(policy)
+    policy.optimizer = th.optim.Adam(policy.parameters())
+
+
+def put_hook(policy: ActorCriticPolicy) -> None:
+    policy.action_net.register_forward_hook(lambda module, inputs, output: output * 0.0 + th.tensor([-100.0, 100.0]))
+
+
+@pytest.mark.parametrize("change", [assign_data, load_vector, put_layer, put_hook])
+def test_what_changes_in_the_policy_in_the_midst_of_a_rollout_is_acted_on_at_once(change: Callable[..., None]) -> None:
+    class Changes(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 7:
+                change(self.model.policy)
+            return True
+
+    env = Scripted((5,))
+    kwargs: dict[str, Any] = {"n_steps": 20, "seed": 0, "device": "cpu", "policy_kwargs": {"net_arch": [8]}}
+    REINFORCE("MlpPolicy", vec(env), **kwargs).learn(20, Changes())
+    assert {int(action) for action in env.received_actions[7:20]} == {1}
+    assert {int(action) for action in env.received_actions[:7]} == {0, 1}
+
+
+class OwnForward(ActorCriticPolicy):
+    def forward(self, obs: th.Tensor, deterministic: bool = False) -> Any:
+        return super().forward(obs, deterministic)
+
+
+@pytest.mark.parametrize("first, then", [("MlpPolicy", OwnForward), (OwnForward, "MlpPolicy")])
+def test_a_rollout_of_two_samplers_has_all_its_values(first: Any, then: Any) -> None:
+    other = make(then).policy
+    for policy in (other, start := make(first)):
+        critic = policy.value_net if isinstance(policy, ActorCriticPolicy) else start.policy.value_net
+        with th.no_grad():
+            critic.weight.zero_()
+            critic.bias.fill_(7.0)
+
+    class Swaps(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 7:
+                self.model.policy = other
+            return True
+
+        def _on_rollout_end(self) -> None:
+            np.testing.assert_allclose(self.model.rollout_buffer.values, 7.0)
+
+    start.learn(20, Swaps())
+
+
+# Policies whose parts are not SB3's
+
+
+class RareBranch(ActorCriticPolicy):
+    """Puts what it seldom sees through layers of its own, of the actor and of the critic."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.rare_actor, self.rare_critic = nn.Linear(2, 2), nn.Linear(2, 1)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1))
+
+    def evaluate_actions(self, obs: th.Tensor, actions: th.Tensor) -> Any:
+        features = self.extract_features(obs)
+        latent_pi, latent_vf = self.mlp_extractor(features)
+        logits, values = self.action_net(latent_pi), self.value_net(latent_vf)
+        seldom = (obs[:, 1] == 1) & (obs[:, 0] % 20 == 3)
+        if seldom.any():
+            logits, values = logits.clone(), values.clone()
+            logits[seldom], values[seldom] = self.rare_actor(obs[seldom]), self.rare_critic(obs[seldom])
+        distribution = self.action_dist.proba_distribution(action_logits=logits)
+        return values, distribution.log_prob(actions), distribution.entropy()
+
+    def forward(self, obs: th.Tensor, deterministic: bool = False) -> Any:
+        values, _, _ = self.evaluate_actions(obs, th.zeros(len(obs)))
+        actions = self.action_dist.get_actions(deterministic)
+        return actions, values, self.action_dist.log_prob(actions)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"natural_gradient": True}], ids=str)
+def test_layers_for_few_observations_are_trained(kwargs: dict[str, Any]) -> None:
+    model = make(RareBranch, n_steps=500, **kwargs)
+    assert {"rare_actor.weight", "rare_critic.weight"} <= moved(model, 1000)
+
+
+class NoExtractor(ActorCriticPolicy):
+    """A policy that is made of two layers."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        self.pi, self.vf = nn.Linear(2, 2), nn.Linear(2, 1)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1))
+
+    def get_distribution(self, obs: th.Tensor) -> Any:
+        return self.action_dist.proba_distribution(action_logits=self.pi(obs.float()))
+
+    def predict_values(self, obs: th.Tensor) -> th.Tensor:
+        return self.vf(obs.float())
+
+    def evaluate_actions(self, obs: th.Tensor, actions: th.Tensor) -> Any:
+        distribution = self.get_distribution(obs)
+        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
+
+    def forward(self, obs: th.Tensor, deterministic: bool = False) -> Any:
+        distribution = self.get_distribution(obs)
+        actions = distribution.get_actions(deterministic)
+        return actions, self.predict_values(obs), distribution.log_prob(actions)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"natural_gradient": True}, {"complete_episodes": False}, {"baseline": None}], ids=str)
+def test_a_policy_without_sb3s_parts_is_trained(kwargs: dict[str, Any]) -> None:
+    assert {"pi.weight", "pi.bias"} <= moved(make(NoExtractor, **kwargs))
