@@ -145,7 +145,7 @@ class REINFORCE(NaturalGradientAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 4e-3,
+        learning_rate: float | Schedule = 3.5e-3,
         n_steps: int = 512,
         n_episodes: int | None = None,
         batch_size: int = 256,
