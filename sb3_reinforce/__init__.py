@@ -2,18 +2,22 @@
 
 from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_reinforce.callbacks import GradientMonitor
+from sb3_reinforce.monte_carlo.baselines import Baseline
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.update.policy_step import PolicyStep
 
 # As in pyproject.toml. Written here, so that the package need not be installed to be imported
 __version__ = "0.1.0"
 
 __all__ = [
     "REINFORCE",
+    "Baseline",
     "CnnPolicy",
     "EpisodeDictRolloutBuffer",
     "EpisodeRolloutBuffer",
     "GradientMonitor",
     "MlpPolicy",
     "MultiInputPolicy",
+    "PolicyStep",
 ]

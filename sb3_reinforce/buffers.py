@@ -7,11 +7,14 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.type_aliases import RolloutBufferSamples, TensorDict
+from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_reinforce.returns import Episodes, generalized_advantages, returns_to_go
+from sb3_reinforce.monte_carlo.episodes import Episodes
+from sb3_reinforce.monte_carlo.returns import generalized_advantages, returns_to_go
 
+#: What there is one number of for each timestep
+_NUMBERS = ("rewards", "episode_starts", "values", "log_probs")
 _NO_EPISODES = Episodes(np.zeros(0, dtype=int), np.zeros(0, dtype=int), np.zeros(0, dtype=int))
 
 
@@ -54,6 +57,9 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     #: Index of the episode, shape ``(n_timesteps,)``
     episode_ids: np.ndarray
 
+    #: What else the policy was given with each observation, by the names of its arguments, shape ``(n_timesteps, ...)`` each
+    extras: dict[str, np.ndarray]
+
     #: How a model makes returns and advantages of the rewards; ``None`` before it has done so
     recompute: Callable[["EpisodeRolloutBuffer", np.ndarray, np.ndarray], None] | None = None
 
@@ -63,22 +69,21 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         super(RolloutBuffer, self).reset()
         self.generator_ready = False
         self.recompute = None
+        self.extras = {}
         if self._rows is None:
             self._rows = self._allocate(self.buffer_size * self.n_envs)
-        # The environments of each run of vector steps that the same ones recorded, and the row behind it
+        # The environments of each run of vector steps that the same ones recorded, and the row after it
         self._segments: list[tuple[np.ndarray, int]] = []
         self._all_envs = np.arange(self.n_envs)
         self._publish(slice(0, 0), _NO_EPISODES)
 
     def _allocate(self, n_rows: int) -> dict[str, np.ndarray]:
-        # Untouched pages of an empty array take no memory
-        rows = {name: np.empty((n_rows, *shape), dtype) for name, (shape, dtype) in self._observation_rows().items()}
         # A Gaussian draws no integers, whatever the space says
         dtype = np.float32 if isinstance(self.action_space, spaces.Box) else self.action_space.dtype
-        rows["actions"] = np.empty((n_rows, self.action_dim), dtype)
-        for name in ("rewards", "episode_starts", "values", "log_probs"):
-            rows[name] = np.zeros(n_rows, np.float32)
-        return rows
+        kinds = {**self._observation_rows(), "actions": ((self.action_dim,), dtype)}
+        # Untouched pages of an empty array take no memory
+        rows = {name: np.empty((n_rows, *shape), dtype) for name, (shape, dtype) in kinds.items()}
+        return {**rows, **{name: np.zeros(n_rows, np.float32) for name in _NUMBERS}}
 
     def _observation_rows(self) -> dict[str, tuple[tuple[int, ...], np.dtype | None]]:
         return {"observations": (self.obs_shape, self.observation_space.dtype)}
@@ -92,6 +97,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         value: th.Tensor | None = None,
         log_prob: th.Tensor | None = None,
         recording: np.ndarray | None = None,
+        extras: dict[str, np.ndarray] | None = None,
     ) -> None:
         """
         Add one vector step.
@@ -103,6 +109,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         :param value: Values of the observations, if they are known already
         :param log_prob: Log-probabilities of the actions, if they are known already
         :param recording: Indices of the environments that record this step; all of them if ``None``
+        :param extras: What else the policy was given with the observations, by the names of its arguments, shape
+            ``(n_envs, ...)`` each
         """
         assert self._rows is not None
         if recording is None:
@@ -127,6 +135,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             rows["values"][first:stop] = value.detach().cpu().numpy().reshape(self.n_envs)[recording]
         if log_prob is not None:
             rows["log_probs"][first:stop] = log_prob.detach().cpu().numpy().reshape(self.n_envs)[recording]
+        for name, array in (extras or {}).items():
+            if name not in self.extras:
+                self.extras[name] = np.empty((len(rows["rewards"]), *array.shape[1:]), array.dtype)
+            self.extras[name][first:stop] = array[recording]
         self.pos = stop
 
     def _write_observations(self, obs: np.ndarray | dict[str, np.ndarray], first: int, stop: int) -> None:
@@ -149,9 +161,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     def _grow(self, n_rows: int) -> None:
         assert self._rows is not None
         n_rows = max(n_rows, 2 * len(self._rows["rewards"]))
-        for name, array in self._rows.items():
-            self._rows[name] = np.zeros((n_rows, *array.shape[1:]), array.dtype)
-            self._rows[name][: self.pos] = array[: self.pos]
+        for arrays in (self._rows, self.extras):
+            for name, array in arrays.items():
+                arrays[name] = np.zeros((n_rows, *array.shape[1:]), array.dtype)
+                arrays[name][: self.pos] = array[: self.pos]
 
     def finish(self, episodes: Episodes) -> None:
         """
@@ -173,8 +186,9 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     def _publish(self, order: slice | np.ndarray, episodes: Episodes) -> None:
         assert self._rows is not None
         self._publish_observations(order)
-        for name in ("actions", "rewards", "episode_starts", "values", "log_probs"):
+        for name in ("actions", *_NUMBERS):
             setattr(self, name, self._rows[name][order])
+        self.extras = {name: array[order] for name, array in self.extras.items()}
         self.returns = np.zeros(len(self.rewards), np.float32)
         self.advantages = np.zeros(len(self.rewards), np.float32)
         self.episodes = episodes
@@ -227,6 +241,13 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             )
             returns = advantages + self.values
         self.returns, self.advantages = as_float32(returns), as_float32(advantages)
+
+    def flat_observations(self) -> np.ndarray:
+        """
+        :return: The observations as rows of numbers, in which a discrete one has a number for each of its values, shape
+            ``(n_timesteps, n_numbers)``
+        """
+        return _flatten(self.observations, self.observation_space)
 
     def get(  # type: ignore[override]
         self, batch_size: int | None = None, shuffle: bool = True
@@ -329,11 +350,14 @@ def one_hot(columns: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     return result
 
 
-def whole_rollout(buffer: RolloutBuffer) -> EpisodeRolloutBufferSamples | RolloutBufferSamples:
-    """
-    :param buffer: A finished buffer of any class
-    :return: All of its timesteps (in their own order, as views, where the buffer is one of ours)
-    """
-    if isinstance(buffer, EpisodeRolloutBuffer):
-        return next(buffer.get(shuffle=False))
-    return next(buffer.get())
+def _flatten(observations: np.ndarray | dict[str, np.ndarray], space: spaces.Space) -> np.ndarray:
+    if isinstance(space, spaces.Dict):
+        return np.concatenate([_flatten(observations[key], part) for key, part in space.spaces.items()], axis=1)
+    assert isinstance(observations, np.ndarray)
+    rows = observations.reshape(len(observations), -1)
+    if isinstance(space, spaces.Discrete):
+        # As SB3 has it, without the `start` of the space
+        return one_hot(rows, [int(space.n)])
+    if isinstance(space, spaces.MultiDiscrete):
+        return one_hot(rows, space.nvec.ravel().tolist())
+    return rows

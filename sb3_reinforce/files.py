@@ -5,12 +5,16 @@ import json
 import pathlib
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file, open_path, save_to_zip_file
+from stable_baselines3.common.type_aliases import TensorDict
+
+from sb3_reinforce.actor_critic.state import all_or_nothing
 
 #: An argument of this class alone, by which its files are told from those of other algorithms
 _OWN_ARGUMENT = "bootstrap_on_truncation"
@@ -119,6 +123,85 @@ def check_weights(policy: ActorCriticPolicy, weights: Mapping[str, th.Tensor], e
             )
 
 
+@contextmanager
+def fitted(
+    load_path_or_dict: str | TensorDict,
+    policy: ActorCriticPolicy,
+    expected: set[str],
+    exact_match: bool,
+    device: th.device | str,
+) -> Iterator[dict[str, Any]]:
+    """
+    Parameters that a policy and its optimizer can load: checked, and without the state of an optimizer that is not like this
+    one's. All of the policy is restored if loading them fails.
+
+    :param load_path_or_dict: Argument of ``set_parameters``
+    :param policy: The policy, whose optimizer's groups are arranged like those in the parameters
+    :param expected: The names of what there is to load
+    :param exact_match: Argument of ``set_parameters``
+    :param device: Argument of ``set_parameters``
+    :return: The parameters
+    :raises ValueError: If they are those of another network
+    """
+    loaded: Any = load_path_or_dict
+    if not isinstance(loaded, dict):
+        _, loaded, _ = load_from_zip_file(loaded, device=device, load_data=False)
+    parameters = dict(loaded)
+    if (exact_match and set(parameters) != expected) or not set(parameters) <= expected:
+        raise ValueError(f"Names of parameters do not match agents' parameters: expected {expected}, got {set(parameters)}")
+    if "policy" in parameters:
+        check_weights(policy, parameters["policy"], exact_match)
+    groups = [dict(group) for group in policy.optimizer.param_groups]
+    try:
+        with all_or_nothing(policy):
+            if "policy.optimizer" in parameters:
+                parameters["policy.optimizer"] = state_of_optimizer(policy, parameters["policy.optimizer"])
+            yield parameters
+    except BaseException:
+        policy.optimizer.param_groups = groups
+        raise
+
+
+def with_names(parameters: dict[str, Any], policy: ActorCriticPolicy) -> dict[str, Any]:
+    """
+    :param parameters: What SB3's ``get_parameters`` returns
+    :param policy: The policy
+    :return: The same with the names of the parameters in each group of the optimizer, by which the groups of another one are
+        arranged before it takes over the state
+    """
+    for group, names in zip(parameters["policy.optimizer"]["param_groups"], parameter_names(policy), strict=True):
+        group["names"] = names
+    return parameters
+
+
+def own_or_converted(
+    algorithm: str,
+    path: str | pathlib.Path | io.BufferedIOBase,
+    device: th.device | str,
+    custom_objects: dict[str, Any] | None,
+) -> str | pathlib.Path | io.BufferedIOBase:
+    """
+    Of a file that A2C or PPO (or another algorithm with such a policy) has saved, the policy, the spaces, ``gamma``, gSDE,
+    the seed and the settings of the log are taken over, with a warning. The optimizer starts anew, and all other arguments
+    are REINFORCE's defaults, unless the arguments of ``load`` say otherwise.
+
+    :param algorithm: Name of the class that loads it
+    :param path: A file that a model was saved to
+    :param device: Device to load its tensors to
+    :param custom_objects: See :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`
+    :return: What to load
+    """
+    if not is_of_another_algorithm(path):
+        return path
+    warnings.warn(
+        "The file was saved by another algorithm: its policy, gamma, gSDE, seed and settings of the log are taken "
+        f"over, all other arguments are those of {algorithm}.load or its defaults.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return without_foreign_arguments(path, device, custom_objects)
+
+
 def parameter_names(policy: ActorCriticPolicy) -> list[list[str | None]]:
     """
     :param policy: A policy
@@ -166,7 +249,7 @@ def state_of_optimizer(policy: ActorCriticPolicy, state: Mapping[str, Any]) -> d
     warnings.warn(
         f"The state of the optimizer was not taken over, and it starts anew: the saved one {reason}.",
         UserWarning,
-        stacklevel=4,
+        stacklevel=7,
     )
     optimizer.state.clear()
     return optimizer.state_dict()

@@ -1,54 +1,57 @@
 import inspect
 import io
 import pathlib
-import warnings
-from numbers import Real
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule, TensorDict
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce import checks, distributed, files
-from sb3_reinforce.baselines import BaselineFunction
-from sb3_reinforce.buffers import whole_rollout
-from sb3_reinforce.critic import fit_critic
-from sb3_reinforce.estimator import (
-    Gradients,
-    add_up,
-    all_or_nothing,
-    check_losses,
-    check_update,
-    estimate_gradients,
-    gradient_step,
-    log_prob_weights,
-    pieces,
-    take,
-    trainable,
+from sb3_reinforce import files
+from sb3_reinforce.actor_critic.actor_critic import ActorCritic, make_actor_critic
+from sb3_reinforce.actor_critic.batch import Batch
+from sb3_reinforce.actor_critic.parameters import group_parameters, use_fused_adam
+from sb3_reinforce.actor_critic.sampler import reset_noise, to_environment
+from sb3_reinforce.actor_critic.state import all_or_nothing, forget_graphs
+from sb3_reinforce.arguments import (
+    as_plain_number,
+    check_arguments,
+    check_holds_two_episodes,
+    check_names,
+    check_policy_class,
+    check_positive_int,
+    constructor_arguments,
 )
-from sb3_reinforce.natural_gradient import check_policy
-from sb3_reinforce.natural_update import NaturalGradientAlgorithm
-from sb3_reinforce.policies import (
-    CnnPolicy,
-    MlpPolicy,
-    MultiInputPolicy,
-    group_parameters,
-    has_sb3_forward,
-    split_parameters,
-    use_fused_adam,
-)
+from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
+from sb3_reinforce.distributed.process_group import local_device, n_launched
+from sb3_reinforce.distributed.sharing import Report
+from sb3_reinforce.distributed.workers import ALONE, Alone
+from sb3_reinforce.finite import check_finite, without_underflow
+from sb3_reinforce.monte_carlo.baselines import Baseline, BaselineFunction, make_baseline
+from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_reinforce.rollout import sb3_buffer
+from sb3_reinforce.rollout.callback_locals import RolloutCallbacks
+from sb3_reinforce.rollout.observations import check_statistics, check_step, judged_observations
+from sb3_reinforce.rollout.player import Player
+from sb3_reinforce.rollout.recorder import Recorder
+from sb3_reinforce.update.critic import fit_critic
+from sb3_reinforce.update.gradients import Gradients, add_up, check_losses, check_weights, estimate_gradients, log_prob_weights
+from sb3_reinforce.update.kl import approximate_kl
+from sb3_reinforce.update.policy_step import OptimizerStep, PolicyStep
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
 
-class REINFORCE(NaturalGradientAlgorithm):
+class REINFORCE(OnPolicyAlgorithm):
     r"""
     REINFORCE (Monte Carlo policy gradient)
 
@@ -69,7 +72,7 @@ class REINFORCE(NaturalGradientAlgorithm):
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
     :param n_steps: The number of steps to run for each environment per update. With complete episodes it is the least
         number: each environment then finishes the episode that it is in (fewer only after a cut at the horizon)
-    :param n_episodes: If given, each environment contributes so many episodes per update (fewer only after a cut at the
+    :param n_episodes: If given, each environment contributes this many episodes per update (fewer only after a cut at the
         horizon), and ``n_steps`` is ignored
     :param batch_size: Minibatch size of the critic's regression
     :param gamma: Discount factor, in [0, 1]
@@ -80,8 +83,9 @@ class REINFORCE(NaturalGradientAlgorithm):
         itself is in it); ``"leave_one_out"``, the mean of the other episodes at the same timestep; ``"linear"``, a ridge
         regression on the other episodes' observations and times (both, unless ``n_episodes`` fixes their number, without
         the later episodes of the same environment; 0 where there is no other); ``"value"``, the policy's critic as it was
-        before this batch; or a callable ``baseline(returns, timesteps, episode_ids)`` of flat float arrays,
-        one number per recorded timestep, that returns an array of that shape
+        before this batch; a callable ``baseline(returns, timesteps, episode_ids)`` of flat float arrays,
+        one number per recorded timestep, that returns an array of that shape; or an instance of a
+        :class:`sb3_reinforce.Baseline`
     :param complete_episodes: ``False``: SB3's rollouts of ``n_steps``, whose unfinished tails are bootstrapped with the
         critic
     :param horizon: The longest episode that is recorded; one that is still running then is treated like a truncated one, and
@@ -99,21 +103,21 @@ class REINFORCE(NaturalGradientAlgorithm):
     :param normalize_advantage: Whether to normalize the advantages over all recorded timesteps of the update
     :param ent_coef: Entropy coefficient for the loss calculation
     :param vf_coef: Value function coefficient of the joint step of policy and critic
-    :param max_grad_norm: The maximum value for the gradient clipping; the actor's gradient is clipped by itself
+    :param max_grad_norm: The maximum value for the gradient clipping; the gradients of actor and critic are clipped separately
     :param n_critic_updates: Number of further passes of the critic over the rollout after each policy step;
         0: the joint step alone, as in A2C
     :param critic_learning_rate: A learning rate or schedule for the critic's own parameters; ``None``: ``learning_rate``
     :param natural_gradient: Whether the policy steps along its natural gradient :math:`F^{-1} g` (Kakade, 2001, "A Natural
-        Policy Gradient"), with :math:`F` the Fisher information of the batch, and so far that the KL divergence is
+        Policy Gradient"), with :math:`F` the Fisher information of the batch, as far as makes the KL divergence
         ``target_kl`` to second order. ``learning_rate`` and ``max_grad_norm`` are then the critic's alone. Layers that the
         critic shares with the actor are the actor's, as in sb3-contrib's TRPO: the value loss does not reach them
     :param target_kl: KL divergence of a natural step, summed over the dimensions of an action, averaged over timesteps;
         it can be a function of the current progress remaining (from 1 to 0). A step that would really go a hundred times
-        as far (and beyond 0.1), as it may from a policy that is all but deterministic, is left out
+        as far (and beyond 0.1), as it may from a policy that is nearly deterministic, is left out
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
     :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, what the batch
         says nothing about is left to rounding errors
-    :param sub_sampling_factor: :math:`F` is averaged over one of so many timesteps of the batch in these equations, to save
+    :param sub_sampling_factor: :math:`F` is averaged over one timestep out of this many in these equations, to save
         time; the gradient, and the divergence of the step, are those of all of them
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
@@ -140,6 +144,13 @@ class REINFORCE(NaturalGradientAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    #: A policy step of your own, see :mod:`sb3_reinforce.update.policy_step`; may be set on a model, too. ``None``: the step
+    #: of the optimizer, or the natural one
+    policy_step_class: type[PolicyStep] | None = None
+
+    # Whether any reward other than zero has been recorded
+    _reward_found = False
+    _warned_of_horizon = False
 
     def __init__(
         self,
@@ -152,7 +163,7 @@ class REINFORCE(NaturalGradientAlgorithm):
         gamma: float = 0.99,
         gae_lambda: float = 1.0,
         reward_to_go: bool = True,
-        baseline: str | BaselineFunction | None = "value",
+        baseline: str | Baseline | BaselineFunction | None = "value",
         complete_episodes: bool = True,
         horizon: int | None = None,
         bootstrap_on_truncation: bool = True,
@@ -181,7 +192,6 @@ class REINFORCE(NaturalGradientAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
-        checks.check_arguments(locals())
         if env is None and _init_setup_model:  # `load` comes without
             raise ValueError("`env` must be an environment or the name of one, got None.")
         super().__init__(
@@ -202,15 +212,10 @@ class REINFORCE(NaturalGradientAlgorithm):
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
             verbose=verbose,
-            device=distributed.local_device(device),
+            device=local_device(device),
             seed=seed,
             _init_setup_model=False,
-            supported_action_spaces=(
-                spaces.Box,
-                spaces.Discrete,
-                spaces.MultiDiscrete,
-                spaces.MultiBinary,
-            ),
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
         )
         self.n_episodes = n_episodes
         self.batch_size = batch_size
@@ -229,58 +234,284 @@ class REINFORCE(NaturalGradientAlgorithm):
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
         self.sub_sampling_factor = sub_sampling_factor
-        if self.env is not None:
-            self._check_environment(self.env)
 
         if _init_setup_model:
             self._setup_model()
-
-    @property
-    def uses_critic(self) -> bool:
-        """Whether the policy's critic is the baseline."""
-        return isinstance(self.baseline, str) and self.baseline == "value"
+            self._check_environment()
 
     def _setup_model(self) -> None:
         self._check_arguments()  # `load` sets attributes without the constructor
-        checks.check_policy_class(self.policy_class)
+        check_policy_class(self.policy_class)
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
+        self.workers: Alone = ALONE
+        self._seeded_env: VecEnv | None = None  # among several workers, the environments that were given seeds of their own
+        self._policy_step: PolicyStep | None = None
+        self._player = Player(self)
         super()._setup_model()
-        self._setup_optimizer()
+        use_fused_adam(self.policy.optimizer)
+        group_parameters(self.policy, self.actor_critic.split())
+        self.policy_step.check()
 
     def _check_arguments(self) -> None:
-        checks.check_arguments(vars(self))
+        check_arguments(vars(self))
         for name in inspect.signature(REINFORCE).parameters:
-            value = getattr(self, name, None)
-            if isinstance(value, np.number):  # which would carry the precision of its type into what it is multiplied with
-                setattr(self, name, value.item())
-            elif isinstance(value, Real) and not isinstance(value, int | float):
-                setattr(self, name, float(value))
+            if hasattr(self, name):
+                setattr(self, name, as_plain_number(getattr(self, name)))
 
-    def _setup_optimizer(self) -> None:
-        use_fused_adam(self.policy.optimizer)
-        group_parameters(self.policy)
-        if self.natural_gradient:
-            check_policy(self.policy)
+    def _check_environment(self) -> None:
+        """The checks of arguments that depend on the environments."""
+        if self.env is None:
+            raise ValueError("There is no environment to learn from, pass one to `load` or `set_env`.")
+        baseline = make_baseline(self.baseline)
+        if baseline.of_others:
+            check_holds_two_episodes(self.env.num_envs * n_launched(), self.n_steps, self.n_episodes, self.baseline)
+        baseline.check(self.env, get_flattened_obs_dim(self.env.observation_space))
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        super().set_random_seed(seed)
+        if seed is not None:
+            self._player.seed(seed)
+
+    # The strategies. Made of what the model has when they are asked for, as all of it may be replaced
+
+    @property
+    def actor_critic(self) -> ActorCritic:
+        """The policy on a batch of timesteps."""
+        return make_actor_critic(self.policy)
+
+    @property
+    def policy_step(self) -> PolicyStep:
+        """What moves the policy."""
+        kind = self._get_policy_step_class()
+        if type(self._policy_step) is not kind:
+            self._policy_step = kind(self)
+        assert self._policy_step is not None
+        return self._policy_step
+
+    def _get_policy_step_class(self) -> type[PolicyStep]:
+        if self.policy_step_class is not None:
+            return self.policy_step_class
+        if not self.natural_gradient:
+            return OptimizerStep
+        from sb3_reinforce.update.natural_step import NaturalStep  # with sb3-contrib, for those who need it
+
+        return NaturalStep
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether the baseline is made of the values of the policy's critic, which is then trained."""
+        return make_baseline(self.baseline).uses_critic
+
+    @property
+    def only_earlier_episodes(self) -> bool:
+        """
+        Whether the existence of an environment's later episodes depends on the earlier ones, so that they must not
+        be in their baseline.
+        """
+        return self.n_episodes is None or self._player.limits.cuts_expected
+
+    # Play
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Play a rollout with the current policy and fill the buffer with its episodes.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
+        :param rollout_buffer: Buffer to fill
+        :param n_rollout_steps: Number of steps per environment (with complete episodes: the least number)
+        :return: ``False`` if the callback stopped the rollout, which leaves the buffer unfinished
+        :raises ValueError: If an observation, a reward or the output of the policy is not finite
+        """
+        self._n_timesteps_before = self.num_timesteps
+        self._player.pass_on_discounts(rollout_buffer)
+        if not isinstance(rollout_buffer, EpisodeRolloutBuffer):
+            return self._collect_with_sb3(env, callback, rollout_buffer, n_rollout_steps)
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        callback.on_rollout_start()
+        recorder = self._player.start_recorder(env, n_rollout_steps)  # after a curriculum has changed a limit
+        sampler = self._player.start_sampler(env)
+        timestep, judged = recorder.timestep, judged_observations(self.actor_critic)
+        check_statistics(self._vec_normalize_env)
+        check_finite("observation", judged(self._last_obs), timestep)  # type: ignore[arg-type]
+
+        add, sample = without_underflow(rollout_buffer.add), without_underflow(sampler.sample)
+        values_known = sampler.evaluates
+        watched = bool(getattr(callback, "callbacks", True))  # nobody else can change the policy meanwhile
+
+        while not recorder.finished:
+            n_steps = recorder.n_vector_steps
+            if watched and not (sampler.policy is self.policy and sampler.acts_as_it_is()):
+                sampler = self._player.start_sampler(env)
+                sample, values_known = without_underflow(sampler.sample), values_known and sampler.evaluates
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                reset_noise(self.policy, env.num_envs)
+            acted_on = self._last_obs
+            actions, *evaluated = sample(acted_on, timestep)
+            clipped_actions = to_environment(actions, self.policy)
+
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return self._share_rollout(callback, self._report(goes_on=False)).goes_on
+
+            recording = recorder.recording
+            check_step(judged(new_obs), rewards, recording, timestep, self._vec_normalize_env)  # type: ignore[arg-type]
+            if np.count_nonzero(dones) or any("episode" in info for info in infos):
+                self._update_info_buffer([infos[i] for i in recording], dones[recording])
+            extras = {"extras": sampler.extras} if sampler.extras else {}
+            add(acted_on, actions, rewards, self._last_episode_starts, *evaluated, recording, **extras)
+            n_cut = len(recorder.cut)
+            recorder.advance(dones, infos, new_obs)  # type: ignore[arg-type]
+            if len(recorder.cut) > n_cut:
+                ended = self._player.infos_of_cut(env, recorder.cut[n_cut:], infos)
+                self._update_info_buffer(ended, np.ones(len(ended), dtype=bool))
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+
+        n_steps = recorder.n_vector_steps
+        if not self._finish_rollout(callback, rollout_buffer, recorder, values_known):
+            return False
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        super()._update_info_buffer(*self.workers.logged_at_once(infos, dones))  # type: ignore[arg-type]
+
+    @np.errstate(under="ignore")
+    def _finish_rollout(
+        self, callback: BaseCallback, buffer: EpisodeRolloutBuffer, recorder: Recorder, values_known: bool
+    ) -> bool:
+        """Compute returns and advantages of a recorded rollout, unless another worker was stopped."""
+        cut, cuts_expected, limits = bool(recorder.cut), recorder.cuts_expected, self._player.limits
+        report = self._share_rollout(callback, self._report(True, buffer.pos, len(recorder.episodes), cut, cuts_expected))
+        if report.goes_on:
+            limits.note(report.cuts_expected)
+            self._player.finish(buffer, recorder, values_known)
+            limits.note(report.cut)  # known too late for the baseline of this rollout
+        return report.goes_on
+
+    def _report(self, goes_on: bool, *recorded: Any) -> Report:
+        return Report(goes_on, self.num_timesteps - self._n_timesteps_before, *recorded)
+
+    def _share_rollout(self, callback: BaseCallback, report: Report) -> Report:
+        """The end of this worker's rollout, and of those of all others: count and log what was played together."""
+        report = self.workers.share_rollout(self, callback, report)
+        self.num_timesteps = self._n_timesteps_before + report.n_played
+        super()._update_info_buffer(list(report.infos), np.ones(len(report.infos), dtype=bool))
+        if not report.goes_on:
+            # The environments stand in the middle of episodes that are never used: start afresh next time
+            self._last_obs = None
+            return report
+        self.logger.record("rollout/n_episodes", report.n_episodes)
+        self.logger.record("rollout/n_steps", report.n_timesteps)
+        self.logger.record("rollout/discarded_fraction", 1.0 - report.n_timesteps / report.n_played)
+        return report
+
+    def _collect_with_sb3(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """The fixed-length rollout of a user's own buffer, by SB3's own calls."""
+        try:
+            completed = super().collect_rollouts(env, self.workers.postponed(callback), rollout_buffer, n_rollout_steps)
+        except ValueError:
+            # If the policy refused an observation, say which
+            check_finite("observation", self._last_obs, lambda env_id: rollout_buffer.pos, of="the rollout")  # type: ignore[arg-type]
+            raise
+        if not completed:
+            return self._share_rollout(callback, self._report(goes_on=False)).goes_on
+        sb3_buffer.check_filled_buffer(rollout_buffer)
+        episodes = sb3_buffer.pieces_of_episodes(rollout_buffer)
+        report = self._share_rollout(callback, self._report(True, episodes.n_timesteps, len(episodes)))
+        if report.goes_on:
+            self.workers.end_rollout(callback)
+        return report.goes_on
+
+    # Weigh and step
+
+    @np.errstate(under="ignore")
+    def train(self) -> None:
+        """
+        Update the policy with the gradient estimate of the rollout (one step), then fit the critic to its returns.
+
+        :raises ValueError: If a loss or a gradient is not finite; the weights are then as they were
+        """
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        actor_critic, step, workers = self.actor_critic, self.policy_step, self.workers
+        batch = self.batch()
+        parameters = actor_critic.trainable(batch, workers, self.uses_critic, step.moves_shared_layers)
+        self._update_learning_rate(self.policy.optimizer)
+        weights = self.weights(batch)
+        n_total, _ = workers.totals(len(batch), 0)
+        with all_or_nothing(self.policy):
+            gradients = estimate_gradients(actor_critic, batch, weights, parameters, self.ent_coef, self.vf_coef, n_total)
+            check_losses(gradients, batch)
+            gradients = add_up(gradients, workers)
+            logs = step.take(gradients, batch, weights, parameters)
+            gradients = gradients._replace(actor=[], critic=[])  # they may be as large as the policy
+            passes = (self.n_critic_updates, self.batch_size, self.max_grad_norm)
+            fit_critic(actor_critic, batch, parameters.critic, *passes, workers)
+            check_weights(self.policy)
+            logs["approx_kl"] = approximate_kl(actor_critic, batch, gradients.log_probs, workers)
+            workers.share_buffers(self.policy)
+        self._n_updates += 1
+        self._record_update(gradients, logs)
+
+    def batch(self) -> Batch:
+        """
+        :return: The timesteps of the last rollout: episode by episode, or in the order that the ``get`` of a buffer of SB3's
+            own gives them
+        """
+        buffer = self.rollout_buffer
+        if not isinstance(buffer, EpisodeRolloutBuffer):
+            samples, rows = sb3_buffer.read(buffer)
+            return Batch.of_samples(samples, self.action_space, None, rows)
+        in_order = next(buffer.get(shuffle=False))
+        extras = {name: buffer.to_torch(array, copy=False) for name, array in buffer.extras.items()}
+        return Batch.of_samples(in_order, self.action_space, buffer.episodes, slice(0, len(in_order.actions)), extras)
+
+    def weights(self, batch: Batch, workers: Alone | None = None) -> th.Tensor:
+        r"""
+        :param batch: The batch of an update
+        :param workers: The workers whose batches it is weighed with; ``None``: those that the model learns with
+        :return: The weight :math:`w_t A_t / Z` of each log-probability in the estimate, shape ``(n_timesteps,)``
+        """
+        workers = self.workers if workers is None else workers
+        episodes = sb3_buffer.pieces_of_episodes(self.rollout_buffer) if batch.episodes is None else batch.episodes
+        n_timesteps, n_episodes = workers.totals(len(batch), len(episodes))
+        discounts = None
+        if self.discount_state_distribution and self.reward_to_go:  # the return of the whole episode is discounted already
+            discounts = self.gamma ** th.as_tensor(episodes.timesteps, device=self.device)
+        divisor = n_episodes if self.average_over == "episodes" else n_timesteps
+        return log_prob_weights(batch.advantages, discounts, divisor, self.normalize_advantage, workers)
+
+    def _record_update(self, gradients: Gradients, logs: dict[str, float]) -> None:
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/entropy_loss", gradients.entropy_loss)
+        self.logger.record("train/policy_loss", gradients.policy_loss)
+        for name, value in logs.items():
+            self.logger.record(f"train/{name}", value)
+        if self.uses_critic:
+            values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
+            self.logger.record("train/value_loss", gradients.value_loss)
+            self.logger.record("train/explained_variance", self.workers.explained_variance(values, returns))
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+
+    # Schedules
 
     def _setup_lr_schedule(self) -> None:
-        if isinstance(self.learning_rate, Real):  # SB3 knows no numbers of NumPy's
-            self.learning_rate = float(self.learning_rate)
+        self.learning_rate = as_plain_number(self.learning_rate)  # SB3 knows no numbers of NumPy's
         super()._setup_lr_schedule()
         self._made_schedule = (self.learning_rate, self.lr_schedule)
-
-    def _group_parameters(self, observations: PyTorchObs, actions: th.Tensor) -> tuple[list[th.nn.Parameter], ...]:
-        """
-        The trainable parameters of the actor and those that reach the values, at which the optimizer's groups are divided:
-        policy, optimizer and what is frozen may be others than at the last update.
-        """
-        if has_sb3_forward(self.policy):
-            actor, value = split_parameters(self.policy)
-        else:
-            actor, value = set(), set()
-            for rows in pieces(self.policy, len(actions)):  # some layers are for some observations only
-                reached = split_parameters(self.policy, take(observations, rows), actions[rows])
-                actor, value = actor | reached[0], value | reached[1]
-            actor, value = self._workers.union(list(self.policy.parameters()), actor, value)
-        return tuple(trainable(parameters) for parameters in group_parameters(self.policy, (actor, value)))
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
@@ -301,19 +532,7 @@ class REINFORCE(NaturalGradientAlgorithm):
                 group["lr"] = critic_rate
         self.logger.record("train/critic_learning_rate", critic_rate)
 
-    def _check_environment(self, env: VecEnv) -> None:
-        """
-        The checks of arguments that depend on the environments.
-
-        :param env: The training environments
-        :raises ValueError: If the arguments do not fit them
-        """
-        if isinstance(self.baseline, str) and self.baseline in ("leave_one_out", "linear"):
-            checks.check_holds_two_episodes(
-                env.num_envs * distributed.n_launched(), self.n_steps, self.n_episodes, self.baseline
-            )
-        if isinstance(self.baseline, str) and self.baseline == "linear":
-            checks.check_linear(env.observation_space)
+    # Learn
 
     def _setup_learn(
         self,
@@ -323,111 +542,21 @@ class REINFORCE(NaturalGradientAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        self._join_workers()
+        self.workers = self.workers.joined(self.device)
         self._check_arguments()  # they may have been set by hand
-        if self.env is None:
-            raise ValueError("There is no environment to learn from, pass one to `load` or `set_env`.")
-        self._check_environment(self.env)
-        if self.natural_gradient:
-            self._check_natural_gradient()
-        checks.check_buffer(self.rollout_buffer, vars(self))
-        self._setup_rollouts(self.env, total_timesteps)
+        self._check_environment()
+        sb3_buffer.check_buffer(self.rollout_buffer, vars(self))
+        self._player.limits.begin(self.env, self.horizon, self.complete_episodes)  # type: ignore[arg-type]
+        self.workers.start(self, total_timesteps)
+        self._player.limits.share(self.workers)
+        self.policy_step.begin()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
-    @np.errstate(under="ignore")
-    def train(self) -> None:
-        """
-        Update the policy with the gradient estimate of the rollout (one step), then fit the critic to its returns.
-
-        :raises ValueError: If a loss or a gradient is not finite; the weights are then as they were
-        """
-        # Switch to train mode (this affects batch norm / dropout)
-        self.policy.set_training_mode(True)
-
-        batch = whole_rollout(self.rollout_buffer)
-        actions = batch.actions
-        if isinstance(self.action_space, spaces.Discrete):
-            # Convert discrete action from float to long
-            actions = actions.long().flatten()
-        actor_parameters, value_parameters = self._group_parameters(batch.observations, actions)
-        self._update_learning_rate(self.policy.optimizer)
-
-        # Those of all workers
-        n_timesteps = len(batch.advantages) if self._workers.alone else self._n_rollout_timesteps
-        weights = log_prob_weights(
-            batch.advantages,
-            # The return of the whole episode is discounted from its start already
-            self.gamma**batch.timesteps if self.discount_state_distribution and self.reward_to_go else None,  # type: ignore[union-attr]
-            self._n_rollout_episodes if self.average_over == "episodes" else n_timesteps,
-            self.normalize_advantage,
-            self._workers,
-        )
-        if not self.uses_critic:
-            value_parameters = []
-        critic_parameters = [p for p in value_parameters if all(p is not shared for shared in actor_parameters)]
-        if self.natural_gradient:
-            # The critic's loss would move the policy through the layers that they share, far beyond the divergence
-            value_parameters = critic_parameters
-        with all_or_nothing(self.policy):
-            gradients = estimate_gradients(
-                self.policy,
-                batch.observations,
-                actions,
-                weights,
-                batch.returns,
-                self.ent_coef,
-                self.vf_coef,
-                actor_parameters,
-                value_parameters,
-                n_timesteps,
-            )
-            check_losses(gradients, batch, self.rollout_buffer)
-            gradients = add_up(gradients, self._workers)
-            # With vf_coef=0 the critic is left to its own passes: not even its momentum moves it here
-            joint = value_parameters if self.vf_coef > 0 else []
-            if self.natural_gradient and actor_parameters:
-                grad_norm = self._natural_step(gradients, batch, actions, weights, actor_parameters)
-                # The optimizer moves what the critic's loss reaches, and passes by parameters without a gradient
-                gradient_step(self.policy.optimizer, gradients._replace(actor=[]), [], joint, self.max_grad_norm)
-            else:
-                grad_norm = gradient_step(self.policy.optimizer, gradients, actor_parameters, joint, self.max_grad_norm)
-            gradients = gradients._replace(actor=[], critic=[])  # they may be as large as the policy
-            if critic_parameters and self.n_critic_updates > 0:
-                fit_critic(
-                    self.policy,
-                    batch.observations,
-                    actions,
-                    batch.returns,
-                    critic_parameters,
-                    self.n_critic_updates,
-                    self.batch_size,
-                    self.max_grad_norm,
-                    self._workers,
-                )
-            approx_kl = check_update(self.policy, batch.observations, actions, gradients.log_probs, self._workers)
-            self._workers.share_buffers(self.policy)
-
-        self._n_updates += 1
-        self._record_update(gradients, grad_norm, approx_kl)
-
-    def _record_update(self, gradients: Gradients, grad_norm: float, approx_kl: float) -> None:
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/entropy_loss", gradients.entropy_loss)
-        self.logger.record("train/policy_loss", gradients.policy_loss)
-        self.logger.record("train/grad_norm", grad_norm)
-        self.logger.record("train/approx_kl", approx_kl)
-        if self.uses_critic:
-            self.logger.record("train/value_loss", gradients.value_loss)
-            self.logger.record("train/explained_variance", self._explained_variance())
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
-
-    def _explained_variance(self) -> float:
-        values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
-        if self._workers.alone:
-            return explained_variance(values, returns)
-        residuals, targets = self._workers.moments(returns - values), self._workers.moments(returns)
-        return float(1.0 - residuals.deviation / targets.deviation) if targets.deviation > 0 else np.nan
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        callback, progress_bar = self.workers.callbacks(callback, progress_bar)
+        callbacks = callback if isinstance(callback, list) else [] if callback is None else [callback]
+        children = [child if isinstance(child, BaseCallback) else ConvertCallback(child) for child in callbacks]
+        return super()._init_callback(RolloutCallbacks(children), progress_bar)
 
     def learn(
         self: SelfREINFORCE,
@@ -439,15 +568,18 @@ class REINFORCE(NaturalGradientAlgorithm):
         progress_bar: bool = False,
     ) -> SelfREINFORCE:
         if log_interval is not None:
-            checks.check_positive_int("log_interval", log_interval)
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+            check_positive_int("log_interval", log_interval)
+        try:
+            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        except BaseException as error:
+            # The environments may stand anywhere: the next call starts from fresh episodes
+            self._last_obs = None
+            forget_graphs(self.policy)  # which an update leaves that does not come to its end
+            workers, self.workers = self.workers, ALONE
+            workers.fail(error)
+            raise
+
+    # Files
 
     @classmethod
     def load(
@@ -460,45 +592,14 @@ class REINFORCE(NaturalGradientAlgorithm):
         force_reset: bool = True,
         **kwargs: Any,
     ) -> SelfREINFORCE:
-        """
-        Load the model from a zip-file, as SB3 does, but refuse arguments that do not exist or make no sense.
-
-        Of a file that A2C or PPO (or another algorithm with such a policy) has saved, it takes the policy, the spaces,
-        ``gamma``, gSDE, the seed and the settings of the log, with a warning. The optimizer starts anew, and all other
-        arguments are REINFORCE's defaults, unless ``kwargs`` say otherwise.
-
-        :param path: Path to the file (or a file-like) where to load the agent from
-        :param env: The new environment to run the loaded model on (can be None if you only need prediction from a trained
-            model) has priority over any saved environment
-        :param device: Device on which the code should run.
-        :param custom_objects: Dictionary of objects to replace upon loading, see
-            :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`
-        :param print_system_info: Whether to print system info from the saved model and the current system info
-        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior.
-        :param kwargs: Further arguments of the constructor, to change them
-        :return: New model instance with loaded parameters
-        :raises ValueError: If a name is no argument, or a value is none that the argument takes, or the policy in the file is
-            of a kind that does not fit
-        """
-        known = {*checks.constructor_arguments(cls), *inspect.signature(super().load).parameters}
-        checks.check_names(kwargs, known, f"{cls.__name__}.load")
-        if files.is_of_another_algorithm(path):
-            warnings.warn(
-                "The file was saved by another algorithm: its policy, gamma, gSDE, seed and settings of the log are taken "
-                f"over, all other arguments are those of {cls.__name__}.load or its defaults.",
-                UserWarning,
-                stacklevel=2,
-            )
-            path = files.without_foreign_arguments(path, device, custom_objects)
+        # As SB3 does, but refuse arguments that do not exist, and take over the policies of other algorithms
+        known = {*constructor_arguments(cls), *inspect.signature(super().load).parameters}
+        check_names(kwargs, known, f"{cls.__name__}.load")
+        path = files.own_or_converted(cls.__name__, path, device, custom_objects)
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
-        parameters: dict[str, dict[str, Any]] = super().get_parameters()
-        # By these the groups of another optimizer are arranged before it takes over the state
-        groups = parameters["policy.optimizer"]["param_groups"]
-        for group, names in zip(groups, files.parameter_names(self.policy), strict=True):
-            group["names"] = names
-        return parameters
+        return files.with_names(super().get_parameters(), self.policy)
 
     def set_parameters(
         self,
@@ -506,38 +607,26 @@ class REINFORCE(NaturalGradientAlgorithm):
         exact_match: bool = True,
         device: th.device | str = "auto",
     ) -> None:
-        """
-        Load parameters from a given zip-file or a nested dictionary (see ``get_parameters``), also of A2C or PPO. The state of
-        an optimizer that is not like this one's is not taken over, with a warning; the optimizer then starts anew.
-
-        :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary of
-            state-dictionaries
-        :param exact_match: If True, the given parameters should include parameters for each module and each of their
-            parameters
-        :param device: Device on which the code should run.
-        :raises ValueError: If the parameters are those of another network; all is then as it was
-        """
-        parameters: dict[str, Any]
-        loaded: Any = load_path_or_dict
-        if not isinstance(loaded, dict):
-            _, loaded, _ = load_from_zip_file(loaded, device=device, load_data=False)
-        parameters = dict(loaded)
+        # As SB3 does, but all or nothing, and also those of A2C or PPO. The state of an optimizer that is not like this
+        # one's is not taken over, with a warning; the optimizer then starts anew
         expected = set(self._get_torch_save_params()[0])
-        if (exact_match and set(parameters) != expected) or not set(parameters) <= expected:
-            raise ValueError(
-                f"Names of parameters do not match agents' parameters: expected {expected}, got {set(parameters)}"
-            )
-        if "policy" in parameters:
-            files.check_weights(self.policy, parameters["policy"], exact_match)
-        groups = [dict(group) for group in self.policy.optimizer.param_groups]
-        try:
-            with all_or_nothing(self.policy):
-                if "policy.optimizer" in parameters:
-                    parameters["policy.optimizer"] = files.state_of_optimizer(self.policy, parameters["policy.optimizer"])
-                super().set_parameters(parameters, exact_match, device)
-        except BaseException:
-            self.policy.optimizer.param_groups = groups
-            raise
+        with files.fitted(load_path_or_dict, self.policy, expected, exact_match, device) as parameters:
+            super().set_parameters(parameters, exact_match, device)
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        with self.workers.whole_file(path) as file:
+            super().save(file, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_made_schedule"]
+        own = ["workers", "_seeded_env", "_player", "_policy_step", "_n_timesteps_before", "_made_schedule"]
+        return [*super()._excluded_save_params(), *own]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes a logger of its own when it learns: this one may hold open files
+        state = {name: value for name, value in vars(self).items() if name != "_logger"}
+        return {**state, "_custom_logger": False}

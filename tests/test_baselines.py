@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sb3_reinforce import baselines
-from sb3_reinforce.returns import Episodes
+from sb3_reinforce.monte_carlo import baselines
+from sb3_reinforce.monte_carlo.episodes import Episodes
 
 NUMBERS = st.floats(-100, 100)
 

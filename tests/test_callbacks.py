@@ -21,7 +21,7 @@ from tiny_mdp import TinyEnv, collect_estimates, make_model
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.callbacks import GradientMonitor, update_batch
 from sb3_reinforce.episode_gradients import covariance_trace, divide, divisor_shares, group_gradients, measure_noise
-from sb3_reinforce.returns import Episodes
+from sb3_reinforce.monte_carlo.episodes import Episodes
 
 KEYS = ("norm", "covariance_trace", "snr", "noise_scale_episodes", "noise_scale_timesteps", "cosine")
 

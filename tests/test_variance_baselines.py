@@ -14,7 +14,7 @@ from tiny_mdp import TinyEnv, collect_estimates, deviation, exact_gradient, make
 
 from sb3_reinforce import REINFORCE, baselines
 from sb3_reinforce.callbacks import GradientMonitor
-from sb3_reinforce.returns import Episodes
+from sb3_reinforce.monte_carlo.episodes import Episodes
 
 GAMMA = 0.9
 

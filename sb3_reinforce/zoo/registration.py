@@ -15,7 +15,7 @@ from typing import Any
 
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_reinforce.checks import check_names
+from sb3_reinforce.arguments import check_names
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.zoo.search import convert_reinforce_params, sample_reinforce_params
 

@@ -1,55 +1,13 @@
 """
 The returns of the episodes in a rollout.
 
-Pure functions over flat arrays: the timesteps of all episodes one behind the other, episode by episode.
+Pure functions over flat arrays: the timesteps of all episodes one after the other, episode by episode.
 Everything is computed in float64, for all episodes at once.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Episodes:
-    """
-    How the timesteps of a flat array divide into episodes.
-
-    :param lengths: Number of recorded timesteps of each episode, shape ``(n_episodes,)``, all positive
-    :param env_ids: The environment each episode was played in, shape ``(n_episodes,)``; the episodes of one
-        environment stand in the order in which they were played
-    :param first_timesteps: Timestep within its episode at which the recording of each episode begins,
-        shape ``(n_episodes,)``; not zero only for the continuation of an episode from an earlier rollout
-    """
-
-    lengths: np.ndarray
-    env_ids: np.ndarray
-    first_timesteps: np.ndarray
-
-    @property
-    def n_timesteps(self) -> int:
-        """Number of recorded timesteps."""
-        return int(self.lengths.sum())
-
-    @property
-    def starts(self) -> np.ndarray:
-        """Index of the first recorded timestep of each episode, shape ``(n_episodes,)``."""
-        return np.cumsum(self.lengths) - self.lengths
-
-    @property
-    def ends(self) -> np.ndarray:
-        """Index of the last recorded timestep of each episode, shape ``(n_episodes,)``."""
-        return np.cumsum(self.lengths) - 1
-
-    @property
-    def episode_ids(self) -> np.ndarray:
-        """Index of the episode that each timestep belongs to, shape ``(n_timesteps,)``."""
-        return np.repeat(np.arange(len(self.lengths)), self.lengths)
-
-    @property
-    def timesteps(self) -> np.ndarray:
-        """The ``t`` of each timestep within its episode, shape ``(n_timesteps,)``."""
-        return np.arange(self.n_timesteps) + np.repeat(self.first_timesteps - self.starts, self.lengths)
+from sb3_reinforce.monte_carlo.episodes import Episodes
 
 
 def discounted_sums(x: np.ndarray, discount: float, lengths: np.ndarray) -> np.ndarray:

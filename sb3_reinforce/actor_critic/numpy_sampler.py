@@ -1,9 +1,8 @@
 """
-Sampling actions from a policy while a rollout is played.
+The fast way to draw actions while a rollout is played.
 
 Monte Carlo REINFORCE needs neither values nor log-probabilities while it acts. For the policies that it understands,
-:class:`NumpySampler` evaluates the policy network alone, in NumPy on the memory of the policy's own parameters;
-every other policy is called as SB3 calls it.
+:class:`NumpySampler` evaluates the policy network alone, in NumPy on the memory of the policy's own parameters.
 """
 
 from collections.abc import Callable
@@ -22,13 +21,12 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
-from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
+from sb3_reinforce.actor_critic.inspection import alternates, has_own_forward
+from sb3_reinforce.actor_critic.sampler import Observation, PolicySampler, Sample, Timestep
 from sb3_reinforce.buffers import one_hot
-from sb3_reinforce.checks import check_finite, not_finite, surely_finite
-from sb3_reinforce.policies import has_own_forward, has_sb3_forward
-from sb3_reinforce.recording import of_space
+from sb3_reinforce.finite import check_finite, surely_finite
 
 #: Steps that the noise is drawn ahead for at most, and numbers of it, if one step does not need more
 NOISE_BLOCK = 256
@@ -36,87 +34,12 @@ MAX_NOISE = 2**18
 #: Tables of discrete observations are kept up to this many numbers
 MAX_TABLE = 2**18
 
-Observation = np.ndarray | dict[str, np.ndarray]
-Timestep = Callable[[int], int]
 Activation = Callable[[np.ndarray, np.ndarray], object]
-#: Actions of shape ``(n_envs, *action_shape)``, and values and log-probabilities where they come for free
-Sample = tuple[np.ndarray, th.Tensor | None, th.Tensor | None]
-
-
-class PolicySampler:
-    """
-    Acts by SB3's own call, ``policy.forward``: works for every policy.
-
-    :param policy: The policy
-    """
-
-    #: Whether :meth:`sample` returns values and log-probabilities too
-    evaluates = True
-
-    def __init__(self, policy: ActorCriticPolicy):
-        self.policy = policy
-
-    def is_current(self, policy: ActorCriticPolicy) -> bool:
-        """
-        :param policy: The policy to act with
-        :return: Whether this sampler is for it as it is now
-        """
-        return policy is self.policy
-
-    def acts_as_it_is(self) -> bool:
-        """
-        :return: Whether what the policy's layers and weights have been since the start of the rollout is what they are now
-        """
-        return True
-
-    def go_on_from(self, sampler: "PolicySampler | None") -> None:
-        """
-        :param sampler: The one whose place this one takes
-        """
-
-    def start_rollout(self) -> None:
-        """Take over the policy's present weights."""
-
-    def sample(self, obs: Observation, timestep: Timestep) -> Sample:
-        """
-        :param obs: Observations of all environments
-        :param timestep: Gives the timestep within its episode that an environment is at
-        :return: Actions, values and log-probabilities
-        :raises ValueError: If the policy's output is not finite
-        """
-        obs = of_space(obs, self.policy.observation_space)
-        with th.no_grad():
-            try:
-                actions_tensor, values, log_probs = self.policy(obs_as_tensor(obs, self.policy.device))
-            except (ValueError, RuntimeError) as error:
-                if not _refuses_numbers(error):
-                    raise
-                self._locate(error, obs, timestep)
-                raise
-        actions = actions_tensor.cpu().numpy()
-        check_finite("action", actions, timestep)
-        return actions, values, log_probs
-
-    def _locate(self, error: Exception, obs: Observation, timestep: Timestep) -> None:
-        """Say which environment's observation the policy has no finite output for."""
-        check_finite("observation", obs, timestep)
-        n_envs = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
-        for env_id in range(n_envs):
-            single = {key: value[[env_id]] for key, value in obs.items()} if isinstance(obs, dict) else obs[[env_id]]
-            try:
-                self.policy(obs_as_tensor(single, self.policy.device))
-            except (ValueError, RuntimeError):
-                raise not_finite("output of the policy", "nan", env_id, timestep(env_id)) from error
-
-
-def _refuses_numbers(error: Exception) -> bool:
-    """Whether it is what PyTorch's distributions say of NaN and infinity, with and without their checks of arguments."""
-    return "to satisfy the constraint" in str(error) or "probability tensor contains" in str(error)
 
 
 class NumpySampler(PolicySampler):
     """
-    Acts with the policy network alone, in NumPy: for policies that :func:`make_sampler` understands. Its distribution is
+    Acts with the policy network alone, in NumPy: for policies that :func:`is_understood`. Its distribution is
     the policy's.
 
     :param policy: The policy
@@ -137,9 +60,12 @@ class NumpySampler(PolicySampler):
         self._buffers = [np.empty((n_envs, layer.out_features), np.float32) for layer in self._linears]
         self._head = _make_head(policy, n_envs)
 
-    def is_current(self, policy: ActorCriticPolicy) -> bool:
-        # Layers may have been exchanged or hooked in the meantime
-        return super().is_current(policy) and _is_understood(policy) and _actor_layers(policy) == self._modules
+    def has_layers_of(self, policy: ActorCriticPolicy) -> bool:
+        """
+        :param policy: A policy that :func:`is_understood`
+        :return: Whether it still has the layers that this sampler evaluates
+        """
+        return _actor_layers(policy) == self._modules
 
     def acts_as_it_is(self) -> bool:
         layers = _actor_layers(self.policy)
@@ -203,22 +129,14 @@ class NumpySampler(PolicySampler):
         return actions, None, None
 
 
-def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> PolicySampler:
-    """
-    :param policy: The policy
-    :param n_envs: Number of environments
-    :param rng: Source of randomness for the fast path (SB3's path draws from PyTorch's generator)
-    :return: The fastest sampler that gives the policy's own distribution
-    """
-    return NumpySampler(policy, n_envs, rng) if _is_understood(policy) else PolicySampler(policy)
-
-
 # The policies that are understood: SB3's own methods, a plain MLP on the CPU, flat observations
 
 
-def _is_understood(policy: ActorCriticPolicy) -> bool:
-    if not isinstance(policy, ActorCriticPolicy) or not has_sb3_forward(policy):
-        return False
+def is_understood(policy: ActorCriticPolicy) -> bool:
+    """
+    :param policy: A policy with SB3's own methods
+    :return: Whether :class:`NumpySampler` can take its place
+    """
     modules = [policy, *policy.mlp_extractor.modules(), *policy.pi_features_extractor.modules(), policy.action_net]
     return (
         policy.device.type == "cpu"
@@ -226,8 +144,8 @@ def _is_understood(policy: ActorCriticPolicy) -> bool:
         and type(policy.action_dist) in _HEADS
         and is_flat(policy.observation_space, policy.normalize_images)
         and type(policy.mlp_extractor.policy_net) is nn.Sequential
-        and type(policy.action_net) is nn.Linear
-        and _alternates(list(policy.mlp_extractor.policy_net))
+        and len(policy.mlp_extractor.policy_net) % 2 == 0
+        and alternates(_actor_layers(policy), _ACTIVATIONS)
         and not any(has_own_forward(module) for module in modules)
         and not any(callable(getattr(type(policy.action_dist), name, None)) for name in vars(policy.action_dist))
         and all(parameter.dtype == th.float32 for parameter in policy.parameters())
@@ -236,16 +154,6 @@ def _is_understood(policy: ActorCriticPolicy) -> bool:
 
 def _actor_layers(policy: ActorCriticPolicy) -> list[nn.Module]:
     return [*policy.mlp_extractor.policy_net, policy.action_net]
-
-
-def _alternates(layers: list[nn.Module]) -> bool:
-    """Whether the layers are linear ones, each with an activation that is understood behind it."""
-    linears, activations = layers[::2], layers[1::2]
-    return (
-        len(linears) == len(activations)
-        and all(type(layer) is nn.Linear for layer in linears)
-        and all(type(layer) in _ACTIVATIONS for layer in activations)
-    )
 
 
 def _only_flattens(extractor: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_reinforce.recording import of_space
+from sb3_reinforce.actor_critic.sampler import of_space
 
 
 class RolloutLocals(dict[str, Any]):
@@ -52,7 +52,7 @@ class RolloutLocals(dict[str, Any]):
                 flat = actions.long().flatten() if is_discrete else actions.reshape(len(actions), -1)
                 values, log_probs, _ = policy.evaluate_actions(obs_tensor, flat)
             if has_ended:
-                values = policy.predict_values(tensor(self["new_obs"]))
+                values = self["sampler"].next_values(tensor(self["new_obs"]))
         self._computed = {"obs_tensor": obs_tensor, "values": values, "log_probs": log_probs}
 
     def __contains__(self, name: object) -> bool:

@@ -6,19 +6,14 @@ records until it has its quota and its episode has ended. Whether it goes on dep
 its episodes is a stopping time, and by Wald's identity the summed gradient stays unbiased.
 """
 
-import copy
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_reinforce.checks import check_finite, surely_finite
-from sb3_reinforce.returns import Episodes
-
-Observation = np.ndarray | dict[str, np.ndarray]
+from sb3_reinforce.actor_critic.sampler import Observation
+from sb3_reinforce.monte_carlo.episodes import Episodes
+from sb3_reinforce.rollout.observations import row, truncation_observation
 
 
 class RecordedEpisode(NamedTuple):
@@ -53,6 +48,10 @@ class Recorder:
         self.episodes: list[RecordedEpisode] = []
         #: Environments whose episode was cut at the horizon
         self.cut: list[int] = []
+        #: Whether that is to be expected
+        self.cuts_expected = False
+        #: Timestep that each environment has reached in an episode that the next rollout goes on with
+        self.next_timesteps: list[int] = []
         #: Indices of the environments that still record; a new array whenever it changes
         self.recording = np.arange(n_envs)
         self._starts = [0] * n_envs
@@ -111,10 +110,14 @@ class CompleteEpisodes(Recorder):
     :param n_episodes: Number of episodes per environment
     :param horizons: The longest episode that is recorded, for each environment. One that is still running then is cut, and its
         environment records no more in this rollout
+    :param cuts_expected: Whether that is to be expected
     """
 
-    def __init__(self, n_envs: int, n_steps: int, n_episodes: int | None, horizons: Sequence[int]):
+    def __init__(
+        self, n_envs: int, n_steps: int, n_episodes: int | None, horizons: Sequence[int], cuts_expected: bool = False
+    ):
         super().__init__(n_envs)
+        self.cuts_expected = cuts_expected
         self.n_steps = n_steps
         self.n_episodes = n_episodes
         self.horizons = horizons
@@ -148,17 +151,6 @@ class CompleteEpisodes(Recorder):
             return self._n_played[env_id] >= self.n_episodes
         return self.n_vector_steps >= self.n_steps
 
-    def warn_of_cut(self) -> None:
-        """Tell the user that an episode was cut at a horizon, and what can be done about it."""
-        warnings.warn(
-            f"An episode was cut after {self.horizons[self.cut[0]]} timesteps, at the `horizon`, and treated as truncated: "
-            "its environment is done for the update. If that is not what you want, set another `horizon` (by default it is "
-            "the limit of Gymnasium's `TimeLimit` wrapper, or 10,000 timesteps where there is none), or learn from "
-            "fixed-length rollouts with `complete_episodes=False`.",
-            UserWarning,
-            stacklevel=2,
-        )
-
 
 class FixedLength(Recorder):
     """
@@ -185,58 +177,3 @@ class FixedLength(Recorder):
             for env_id in np.flatnonzero(np.logical_not(dones)).tolist():
                 self._end_episode(env_id, row(new_obs, env_id), unfinished=True)
             self.recording = self.recording[:0]
-
-
-def truncation_observation(info: dict[str, Any]) -> Observation | None:
-    """
-    :param info: The info of a step that ended an episode
-    :return: A copy of the episode's last observation if a time limit cut it, ``None`` if it terminated
-    """
-    last_obs = info.get("terminal_observation") if info.get("TimeLimit.truncated", False) else None
-    return copy.deepcopy(last_obs)
-
-
-def of_space(obs: Observation, space: spaces.Space) -> Observation:
-    """
-    :param obs: One observation, or one of several environments
-    :param space: The observation space
-    :return: Without the keys that the space does not have, which no policy of SB3's takes
-    """
-    return {key: obs[key] for key in space.spaces} if isinstance(space, spaces.Dict) else obs
-
-
-def row(obs: Observation, env_id: int) -> Observation:
-    """
-    :param obs: Observations of all environments
-    :param env_id: One of them
-    :return: A copy of its observation
-    """
-    if isinstance(obs, dict):
-        return {key: value[env_id].copy() for key, value in obs.items()}
-    return np.array(obs[env_id])
-
-
-def check_step(
-    new_obs: Observation,
-    rewards: np.ndarray,
-    recording: np.ndarray,
-    timestep: Callable[[int], int],
-    normalizer: VecNormalize | None = None,
-) -> None:
-    """
-    :param new_obs: Observations after a vector step, as far as they are judged
-    :param rewards: Its rewards
-    :param recording: The environments that record it: the other rewards are never learned from
-    :param timestep: Gives the timestep within its episode that an environment has just played
-    :param normalizer: What has normalized the observations and rewards
-    :raises ValueError: If a number among them is not finite
-    """
-    rewards = np.asarray(rewards)
-    finite = surely_finite(new_obs) if isinstance(new_obs, np.ndarray) else all(map(surely_finite, new_obs.values()))
-    if not (finite and surely_finite(rewards)):
-        if normalizer is not None:
-            # A single bad number makes all that is normalized with it bad
-            check_finite("reward", normalizer.get_original_reward(), timestep)
-            check_finite("observation", normalizer.get_original_obs(), lambda env_id: timestep(env_id) + 1)
-        check_finite("reward", rewards[recording], timestep, recording.tolist())
-        check_finite("observation", new_obs, lambda env_id: timestep(env_id) + 1)

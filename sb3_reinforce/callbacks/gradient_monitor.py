@@ -7,23 +7,44 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import PyTorchObs
-from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 
-from sb3_reinforce import checks
-from sb3_reinforce.buffers import EpisodeRolloutBuffer, whole_rollout
-from sb3_reinforce.episode_gradients import EstimateNoise, divide, divisor_shares, measure_noise
-from sb3_reinforce.estimator import log_prob_weights
-from sb3_reinforce.evaluation import advantages_under
+from sb3_reinforce.actor_critic.batch import Batch
+from sb3_reinforce.actor_critic.parameters import trainable
+from sb3_reinforce.arguments import check_flag, check_number, check_positive_int
+from sb3_reinforce.buffers import EpisodeRolloutBuffer
+from sb3_reinforce.callbacks.figure import draw
+from sb3_reinforce.callbacks.noise import EstimateNoise, divide, divisor_shares, measure_noise
+from sb3_reinforce.distributed.workers import ALONE
+from sb3_reinforce.monte_carlo.baselines import NAMED, Baseline
+from sb3_reinforce.monte_carlo.episodes import Episodes
 from sb3_reinforce.reinforce import REINFORCE
-from sb3_reinforce.returns import Episodes
+from sb3_reinforce.rollout.advantages import advantages_under
+from sb3_reinforce.rollout.sb3_buffer import pieces_of_episodes
+from sb3_reinforce.update.gradients import log_prob_weights
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from pandas import DataFrame
+
+_COLUMNS = (
+    "train/n_updates",
+    "time/total_timesteps",
+    "rollout/n_episodes",
+    "rollout/n_steps",
+    *(
+        f"gradient/{name}"
+        for name in (
+            "norm",
+            "squared_norm",
+            "covariance_trace",
+            "snr",
+            "noise_scale_episodes",
+            "noise_scale_timesteps",
+            "cosine",
+        )
+    ),
+)
 
 
 class GradientMonitor(BaseCallback):
@@ -38,13 +59,13 @@ class GradientMonitor(BaseCallback):
     the share of the episode in what the sum is divided by: :math:`1/N` with ``average_over="episodes"``, so that :math:`e_i`
     is then the deviation of :math:`g_i = N s_i` from the mean :math:`\hat G` of all :math:`g_i`; its share of the timesteps
     with ``"timesteps"``; and with ``normalize_advantage`` the fluctuation of the standard deviation is taken into account
-    likewise (:mod:`sb3_reinforce.episode_gradients`). Of the covariance :math:`\Sigma` of the :math:`e_i`, the covariance per
+    likewise (:mod:`sb3_reinforce.callbacks.noise`). Of the covariance :math:`\Sigma` of the :math:`e_i`, the covariance per
     episode, it logs
 
     - ``gradient/norm``: :math:`|\hat G|`, the norm of the estimate (``train/grad_norm`` where ``ent_coef`` is 0 and a
       step is made);
     - ``gradient/covariance_trace``: :math:`\operatorname{tr} \Sigma / N`, the trace of the covariance of the estimate,
-      see :func:`sb3_reinforce.episode_gradients.covariance_trace`; unbiased with ``average_over="episodes"`` and
+      see :func:`sb3_reinforce.callbacks.noise.covariance_trace`; unbiased with ``average_over="episodes"`` and
       advantages that are not normalized, else up to terms of higher order in :math:`1/N`;
     - ``gradient/snr``: the signal-to-noise ratio :math:`|G|^2 / (\operatorname{tr} \Sigma / N)` (a ratio of powers; Roberts
       and Tedrake, 2009) of the true gradient :math:`G`, whose squared norm is estimated (likewise unbiased) by
@@ -97,10 +118,10 @@ class GradientMonitor(BaseCallback):
         verbose: int = 0,
     ):
         super().__init__(verbose)
-        checks.check_positive_int("every_n_updates", every_n_updates)
-        checks.check_flag("compare_baselines", compare_baselines)
-        checks.check_positive_int("max_groups", max_groups, least=2)
-        checks.check_number("decay", decay, 0, 1, low_excluded=True)
+        check_positive_int("every_n_updates", every_n_updates)
+        check_flag("compare_baselines", compare_baselines)
+        check_positive_int("max_groups", max_groups, least=2)
+        check_number("decay", decay, 0, 1, low_excluded=True)
         self.every_n_updates = every_n_updates
         self.compare_baselines = compare_baselines
         self.max_groups = max_groups
@@ -130,47 +151,41 @@ class GradientMonitor(BaseCallback):
         if (self._n_rollouts - 1) % self.every_n_updates != 0:
             return
         assert isinstance(self.model, REINFORCE)
-        batch = update_batch(self.model)
-        if len(batch.episodes.lengths) < 2:
+        batch, episodes = coming_batch(self.model)
+        if episodes is None or len(episodes) < 2:
             return
-        weightings = {"": batch.weighting, **self._alternatives(self.model)}
-        groups, sizes = divide(batch.episodes, self.max_groups)
+        weightings = {"": _present_weighting(self.model, batch, episodes), **self._alternatives(self.model)}
+        groups, sizes = divide(episodes, self.max_groups)
+        actor, _ = self.model.actor_critic.split(batch)
         noises = measure_noise(
-            self.model.policy,
-            batch.observations,
-            batch.actions,
+            self.model.actor_critic,
+            batch,
             th.stack([weighting.weights for weighting in weightings.values()]),
             np.stack([weighting.shares for weighting in weightings.values()]),
             groups,
             sizes,
-            self.model._actor_parameters,
+            trainable(parameter for parameter in self.model.policy.parameters() if parameter in actor),
         )
         if all(math.isfinite(noise.squared_norm) for noise in noises):
-            self._record(batch.episodes, dict(zip(weightings, noises, strict=True)))
+            self._record(episodes, dict(zip(weightings, noises, strict=True)))
 
     def _alternatives(self, model: REINFORCE) -> dict[str, "Weighting"]:
         """The weightings that the update would have under other baselines, by the names of these."""
         buffer = model.rollout_buffer
         if not (self.compare_baselines and model.complete_episodes and isinstance(buffer, EpisodeRolloutBuffer)):
             return {}
-        names: list[str | None] = [None, "mean", "leave_one_out"]
-        if not checks.is_too_large_for_linear(model.observation_space):
-            names.append("linear")
-        # A critic that is not trained would say nothing, and TD(lambda) targets are no returns
-        if model.uses_critic and model.gae_lambda == 1.0:
-            names.append("value")
         deviation = float(buffer.advantages.std(ddof=1)) if model.normalize_advantage and len(buffer.advantages) > 1 else None
         result = {}
         for reward_to_go in (True, False):
             suffix = "" if reward_to_go == model.reward_to_go else "_reward_to_go" if reward_to_go else "_whole_episode"
-            for name in names:
+            for name, baseline in _comparable_baselines(model).items():
                 if suffix == "" and name == model.baseline:
                     continue
-                advantages = advantages_under(buffer, name, reward_to_go, model._only_earlier_episodes())
+                advantages = advantages_under(buffer, baseline, reward_to_go, model.only_earlier_episodes)
                 if deviation is not None:
                     advantages = (advantages - advantages.mean()) / (deviation + 1e-8)
                 tensor = th.as_tensor(advantages, dtype=th.float32, device=model.device)
-                weights = _weights(model, tensor, buffer.episodes, reward_to_go, normalize_advantage=False)
+                weights = _weights(model, tensor, buffer.episodes, reward_to_go)
                 result[f"{name or 'none'}{suffix}"] = Weighting(weights, _shares(model, advantages, buffer.episodes))
         return result
 
@@ -225,27 +240,12 @@ class GradientMonitor(BaseCallback):
         :raises ImportError: If matplotlib is not installed
         :raises ValueError: If there is nothing to draw
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("`GradientMonitor.plot` needs matplotlib: pip install sb3-reinforce[plot]") from error
         if not self._records:
             raise ValueError("`GradientMonitor.plot` needs at least one measurement, got none: no update was measured yet.")
-        # A figure of its own, without pyplot, leaves the user's backend and figures alone
-        panels = [_plot_sizes, _plot_noise_scale, _plot_cosine]
-        if any("gradient/variance_ratio_" in key for record in self._records for key in record):
-            panels.append(_plot_ratios)
-        figure = Figure(figsize=(5.2 * 2, 3.6 * math.ceil(len(panels) / 2)), layout="constrained")
-        axes = figure.subplots(math.ceil(len(panels) / 2), 2).ravel()
-        for axis, panel in zip(axes, panels, strict=False):
-            axis.set_xlabel("update")
-            panel(axis, self._records)
-            axis.grid(color="0.92")
-            axis.set_axisbelow(True)
-            axis.spines[["top", "right"]].set_visible(False)
-        for axis in axes[len(panels) :]:
-            axis.remove()
-        figure.savefig(path, format="png", dpi=150)
+        try:
+            draw(self._records, path)
+        except ImportError as error:
+            raise ImportError("`GradientMonitor.plot` needs matplotlib: pip install sb3-reinforce[plot]") from error
 
 
 class RunningAverages:
@@ -292,178 +292,59 @@ class Weighting(NamedTuple):
     How an update weighs its timesteps.
 
     :param weights: Weight of each log-probability, shape ``(n_timesteps,)``
-    :param shares: See :func:`sb3_reinforce.episode_gradients.divisor_shares`, shape ``(n_timesteps,)``
+    :param shares: See :func:`sb3_reinforce.callbacks.noise.divisor_shares`, shape ``(n_timesteps,)``
     """
 
     weights: th.Tensor
     shares: np.ndarray
 
 
-class UpdateBatch(NamedTuple):
+def coming_batch(model: REINFORCE) -> tuple[Batch, Episodes | None]:
     """
-    What the coming update is made of.
-
-    :param observations: Observations, ``n_timesteps`` of them
-    :param actions: Actions, as ``evaluate_actions`` takes them
-    :param weighting: How they are weighed
-    :param episodes: How the timesteps divide into episodes
-    """
-
-    observations: PyTorchObs
-    actions: th.Tensor
-    weighting: Weighting
-    episodes: Episodes
-
-
-def update_batch(model: REINFORCE) -> UpdateBatch:
-    """
-    Read the batch of the coming update off the model, which keeps everything as it is.
+    Read the batch of the coming update off a model, which keeps everything as it is.
 
     :param model: A model that has just collected a rollout
-    :return: The batch, its weights as the update has them
+    :return: The batch, episode by episode, and how it divides into episodes (in a rollout buffer of SB3's own into pieces of
+        episodes); ``None`` if a user's own buffer does not give each of its timesteps once
     """
-    buffer = model.rollout_buffer
-    if isinstance(buffer, EpisodeRolloutBuffer):
-        samples = whole_rollout(buffer)
-        observations, actions, advantages, episodes = (
-            samples.observations,
-            samples.actions,
-            samples.advantages,
-            buffer.episodes,
-        )
-    else:
-        observations, actions, advantages, episodes = _read_sb3_buffer(buffer)
-    if isinstance(model.action_space, spaces.Discrete):
-        actions = actions.long().flatten()
-    weights = _weights(model, advantages, episodes, model.reward_to_go, model.normalize_advantage)
-    shares = _shares(model, advantages.cpu().numpy(), episodes)
-    return UpdateBatch(observations, actions, Weighting(weights, shares), episodes)
+    state = np.random.get_state()
+    batch = model.batch()
+    np.random.set_state(state)  # with which SB3's buffers shuffle: the update draws the same order
+    if batch.episodes is not None:
+        return batch, batch.episodes
+    episodes = pieces_of_episodes(model.rollout_buffer)
+    assert isinstance(batch.rows, th.Tensor)
+    if not th.equal(batch.rows.sort().values.cpu(), th.arange(episodes.n_timesteps)):
+        return batch, None
+    return batch.part(batch.rows.argsort()), episodes
 
 
-def _weights(
-    model: REINFORCE, advantages: th.Tensor, episodes: Episodes, reward_to_go: bool, normalize_advantage: bool
-) -> th.Tensor:
+def _comparable_baselines(model: REINFORCE) -> dict[str | None, Baseline]:
+    found: dict[str | None, Baseline] = {name: kind() for name, kind in NAMED.items()}
+    try:
+        found["linear"].check(model.env, get_flattened_obs_dim(model.observation_space))
+    except ValueError:  # its observations are too large
+        del found["linear"]
+    # A critic that is not trained would say nothing, and TD(lambda) targets are no returns
+    if not model.uses_critic or model.gae_lambda < 1.0:
+        del found["value"]
+    return found
+
+
+def _present_weighting(model: REINFORCE, batch: Batch, episodes: Episodes) -> Weighting:
+    # Among several workers it is rank 0 alone that measures
+    weights = model.weights(batch, ALONE)
+    return Weighting(weights, _shares(model, batch.advantages.cpu().numpy(), episodes))
+
+
+def _weights(model: REINFORCE, advantages: th.Tensor, episodes: Episodes, reward_to_go: bool) -> th.Tensor:
+    """With advantages that are normalized already."""
     discounts = None
     if model.discount_state_distribution and reward_to_go:
         discounts = th.as_tensor(model.gamma**episodes.timesteps, dtype=advantages.dtype, device=advantages.device)
-    divisor = len(episodes.lengths) if model.average_over == "episodes" else len(advantages)
-    return log_prob_weights(advantages, discounts, divisor, normalize_advantage)
+    divisor = len(episodes) if model.average_over == "episodes" else len(advantages)
+    return log_prob_weights(advantages, discounts, divisor, False, ALONE)
 
 
 def _shares(model: REINFORCE, advantages: np.ndarray, episodes: Episodes) -> np.ndarray:
     return divisor_shares(advantages, episodes, model.average_over, model.normalize_advantage)
-
-
-def _read_sb3_buffer(buffer: RolloutBuffer) -> tuple[PyTorchObs, th.Tensor, th.Tensor, Episodes]:
-    """Observations, actions, advantages and episodes. The buffer's own ``get`` would shuffle it with NumPy's generator."""
-
-    def flat(array: np.ndarray) -> np.ndarray:
-        return array if buffer.generator_ready else buffer.swap_and_flatten(array)
-
-    arrays = buffer.observations
-    observations = {key: flat(array) for key, array in arrays.items()} if isinstance(arrays, dict) else flat(arrays)
-    n_steps, n_envs = buffer.buffer_size, buffer.n_envs
-    begins = flat(buffer.episode_starts).reshape(n_envs, n_steps).astype(bool)
-    begins[:, 0] = True
-    first = np.flatnonzero(begins)
-    env_ids = first // n_steps
-    lengths = np.diff(np.append(first, n_envs * n_steps))
-    # How far an episode had come before the rollout, the buffer does not say; only discounts by it would need it
-    episodes = Episodes(lengths, env_ids, np.zeros(len(first), dtype=int))
-    actions, advantages = (
-        th.as_tensor(flat(array).astype(np.float32), device=buffer.device) for array in (buffer.actions, buffer.advantages)
-    )
-    return obs_as_tensor(observations, buffer.device), actions, advantages.flatten(), episodes
-
-
-# The figure
-
-_COLUMNS = (
-    "train/n_updates",
-    "time/total_timesteps",
-    "rollout/n_episodes",
-    "rollout/n_steps",
-    *(
-        f"gradient/{name}"
-        for name in (
-            "norm",
-            "squared_norm",
-            "covariance_trace",
-            "snr",
-            "noise_scale_episodes",
-            "noise_scale_timesteps",
-            "cosine",
-        )
-    ),
-)
-
-
-def _series(records: list[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
-    found = [(record["train/n_updates"], record[key]) for record in records if key in record]
-    return [x for x, _ in found], [y for _, y in found]
-
-
-def _plot_sizes(axis: "Axes", records: list[dict[str, float]]) -> None:
-    axis.plot(*_series(records, "gradient/norm"), color="#0b3c6f", marker="o", markersize=3, label="norm of the gradient")
-    updates, traces = _series(records, "gradient/covariance_trace")
-    axis.plot(updates, np.sqrt(traces), color="#c0392b", marker="o", markersize=3, label="its standard deviation")
-    axis.set_ylim(bottom=0)
-    axis.set_title("Gradient and noise", fontsize=11)
-    axis.legend(frameon=False, fontsize=9)
-
-
-def _plot_noise_scale(axis: "Axes", records: list[dict[str, float]]) -> None:
-    from matplotlib.ticker import LogLocator
-
-    scale = _series(records, "gradient/noise_scale_episodes")
-    axis.plot(*scale, color="#c0392b", marker="o", markersize=3, label="gradient noise scale")
-    axis.plot(*_series(records, "rollout/n_episodes"), color="0.45", linestyle=(0, (5, 3)), label="episodes in the batch")
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    axis.yaxis.set_minor_formatter("{x:g}")
-    axis.set_ylabel("episodes")
-    axis.set_title("Episodes per update", fontsize=11)
-    axis.legend(frameon=False, fontsize=9)
-
-
-def _plot_cosine(axis: "Axes", records: list[dict[str, float]]) -> None:
-    axis.axhline(0.0, color="0.6", linewidth=1)
-    axis.plot(*_series(records, "gradient/cosine"), color="#2e6fab", marker="o", markersize=3)
-    axis.set_ylim(-1.05, 1.05)
-    axis.set_title("Cosine between the halves of a batch", fontsize=11)
-
-
-def _plot_ratios(axis: "Axes", records: list[dict[str, float]]) -> None:
-    prefix = "gradient/variance_ratio_"
-    values: dict[str, list[float]] = {}
-    for record in records:
-        for key, value in record.items():
-            if key.startswith(prefix) and value > 0.0:
-                values.setdefault(key.removeprefix(prefix), []).append(math.log(value))
-    means = sorted(((math.exp(float(np.mean(logs))), name) for name, logs in values.items()), reverse=True)
-    axis.set_xscale("log")
-    for i, (mean, name) in enumerate(means):
-        better = mean < 1.0
-        # Less variance is better only where the expectation is the same
-        other_returns = name.endswith(("_whole_episode", "_reward_to_go"))
-        colour = "0.6" if other_returns else "#2e6fab" if better else "#c0392b"
-        axis.plot([1.0, mean], [i, i], color=colour, linewidth=2, solid_capstyle="butt")
-        axis.plot(mean, i, "o", color=colour, markersize=6)
-        axis.annotate(
-            f"{mean:.2f}",
-            (mean, i),
-            xytext=(-7 if better else 7, 0),
-            textcoords="offset points",
-            ha="right" if better else "left",
-            va="center",
-            fontsize=8,
-        )
-    axis.set_yticks(range(len(means)), [name for _, name in means], fontsize=8)
-    axis.axvline(1.0, color="0.35", linewidth=1.2)
-    axis.margins(x=0.18)
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("{x:g}")
-    axis.tick_params(axis="x", which="minor", labelsize=7, rotation=45)
-    axis.set_xlabel("geometric mean over the updates (grey: other returns)")
-    axis.set_title("Variance relative to the present baseline", fontsize=11)

@@ -1,29 +1,18 @@
-"""Checks of arguments and of numbers, each of which fails with one sentence: what, got, expected."""
+"""Checks of arguments, each of which fails with one sentence: what, got, expected."""
 
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from gymnasium import spaces
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 
-from sb3_reinforce.buffers import EpisodeRolloutBuffer
-
-T = TypeVar("T")
-
-_ZEROS: dict[tuple[int, np.dtype], np.ndarray] = {}
-
-BASELINES = (None, "mean", "leave_one_out", "linear", "value")
-#: The regression of the linear baseline solves, for each episode, as many equations as it has features: two per number
-MAX_LINEAR_NUMBERS = 1024
+from sb3_reinforce.monte_carlo.baselines import Value, make_baseline
 
 
 def check_positive_int(name: str, value: object, least: int = 1) -> None:
@@ -124,13 +113,19 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         check_learning_rate("critic_learning_rate", get("critic_learning_rate"))
     if get("average_over") not in ("timesteps", "episodes"):
         raise ValueError(f"`average_over` must be 'timesteps' or 'episodes', got {get('average_over')!r}.")
-    baseline = get("baseline")
-    if not callable(baseline) and not (isinstance(baseline, str | None) and baseline in BASELINES):
-        raise ValueError(
-            f"`baseline` must be one of {', '.join(map(repr, BASELINES))} or a callable "
-            f"`baseline(returns, timesteps, episode_ids)`, got {baseline!r}."
-        )
+    make_baseline(get("baseline"))
     _check_combinations(get)
+
+
+def as_plain_number(value: Any) -> Any:
+    """
+    :param value: An argument
+    :return: The same; a number as one of Python's. NumPy's would carry the precision of their type into what they are
+        multiplied with, and SB3 takes no others in some places
+    """
+    if isinstance(value, np.number):
+        return value.item()
+    return float(value) if isinstance(value, Real) and not isinstance(value, int | float) else value
 
 
 def constructor_arguments(algorithm: type[OnPolicyAlgorithm]) -> set[str]:
@@ -147,7 +142,9 @@ def check_policy_class(policy: type[BasePolicy]) -> None:
     :param policy: The class of the policy
     :raises ValueError: If it is not one of actor and critic whose actions depend on the observation alone
     """
-    if not issubclass(policy, ActorCriticPolicy) or issubclass(policy, RecurrentActorCriticPolicy):
+    # There can be no such policy before this module has been imported
+    recurrent = sys.modules.get("sb3_contrib.common.recurrent.policies")
+    if not issubclass(policy, ActorCriticPolicy) or (recurrent and issubclass(policy, recurrent.RecurrentActorCriticPolicy)):
         raise ValueError(
             "`policy` must be a subclass of SB3's ActorCriticPolicy that is neither recurrent nor maskable, "
             f"got {policy.__name__}."
@@ -181,12 +178,13 @@ def check_learning_rate(name: str, value: object) -> None:
 
 def _check_combinations(get: Callable[[str], Any]) -> None:
     baseline = get("baseline")
-    if get("gae_lambda") < 1 and (baseline != "value" or not get("reward_to_go")):
+    is_value = isinstance(make_baseline(baseline), Value)
+    if get("gae_lambda") < 1 and (not is_value or not get("reward_to_go")):
         raise ValueError(
             f"`gae_lambda` below 1 needs baseline='value' and reward_to_go=True, got gae_lambda={get('gae_lambda')} "
             f"with baseline={baseline!r} and reward_to_go={get('reward_to_go')}."
         )
-    if not get("complete_episodes") and baseline != "value":
+    if not get("complete_episodes") and not is_value:
         raise ValueError(
             "`complete_episodes=False` bootstraps the unfinished episodes and needs baseline='value', "
             f"got baseline={baseline!r}."
@@ -198,7 +196,7 @@ def _check_combinations(get: Callable[[str], Any]) -> None:
         )
 
 
-def check_holds_two_episodes(n_envs: int, n_steps: int, n_episodes: int | None, baseline: str = "leave_one_out") -> None:
+def check_holds_two_episodes(n_envs: int, n_steps: int, n_episodes: int | None, baseline: object) -> None:
     """
     :param n_envs: Number of environments
     :param n_steps: Least number of steps per environment
@@ -210,139 +208,3 @@ def check_holds_two_episodes(n_envs: int, n_steps: int, n_episodes: int | None, 
     if n_envs == 1 and quota == 1:
         name = "n_steps" if n_episodes is None else "n_episodes"
         raise ValueError(f"`baseline={baseline!r}` needs at least two episodes per update, got one environment with {name}=1.")
-
-
-def is_too_large_for_linear(observation_space: spaces.Space) -> bool:
-    """
-    :param observation_space: An observation space
-    :return: Whether its observations are too large for a linear regression
-    """
-    return get_flattened_obs_dim(observation_space) > MAX_LINEAR_NUMBERS
-
-
-def check_linear(observation_space: spaces.Space) -> None:
-    """
-    :param observation_space: The observation space
-    :raises ValueError: If its observations are too large for a linear regression
-    """
-    if is_too_large_for_linear(observation_space):
-        n_numbers = get_flattened_obs_dim(observation_space)
-        raise ValueError(
-            f"`baseline='linear'` takes observations of at most {MAX_LINEAR_NUMBERS} numbers (use 'value' or 'leave_one_out' "
-            f"for images), got {n_numbers}."
-        )
-
-
-def check_buffer(buffer: RolloutBuffer, arguments: dict[str, Any]) -> None:
-    """
-    SB3's buffers hold rollouts of fixed length, and put the bootstrap of a truncated episode into its last reward.
-
-    :param buffer: The rollout buffer
-    :param arguments: The attributes of the algorithm, by the names of its arguments
-    :raises ValueError: If the buffer cannot hold what the arguments ask for
-    """
-    if isinstance(buffer, EpisodeRolloutBuffer):
-        return
-    possible = {
-        "complete_episodes": False,
-        "reward_to_go": True,
-        "bootstrap_on_truncation": True,
-        "discount_state_distribution": False,
-    }
-    for argument, value in possible.items():
-        if arguments[argument] != value:
-            raise ValueError(
-                f"`rollout_buffer_class` must be a subclass of EpisodeRolloutBuffer (or EpisodeDictRolloutBuffer) with "
-                f"{argument}={not value}, got {type(buffer).__name__}."
-            )
-
-
-def check_filled_buffer(buffer: RolloutBuffer) -> None:
-    """
-    :param buffer: A rollout buffer of SB3's, filled
-    :raises ValueError: If an observation, a reward or an action in it is not finite
-    """
-    for what, arrays in {"observation": buffer.observations, "reward": buffer.rewards, "action": buffer.actions}.items():
-        for array in arrays.values() if isinstance(arrays, dict) else [arrays]:
-            index = first_not_finite(array)
-            if index is not None:
-                raise not_finite(what, array[index], env_id=index[1], timestep=index[0], of="the rollout")
-
-
-def first_not_finite(array: np.ndarray) -> tuple[int, ...] | None:
-    """
-    :param array: Any array
-    :return: Index of its first NaN or infinity, ``None`` if there is none
-    """
-    if array.dtype.kind != "f":
-        return None
-    not_finite = ~np.isfinite(array)
-    if not not_finite.any():
-        return None
-    return tuple(int(i) for i in np.unravel_index(int(np.argmax(not_finite)), array.shape))
-
-
-def without_underflow(function: Callable[..., T]) -> Callable[..., T]:
-    """
-    For what is called at every timestep, where it costs nothing unless the user has asked NumPy to tell of underflows.
-
-    :param function: A function
-    :return: One for which the smallest numbers silently become 0
-    """
-    return function if np.geterr()["under"] == "ignore" else np.errstate(under="ignore")(function)
-
-
-def surely_finite(array: np.ndarray) -> bool:
-    """
-    A quick look at a few numbers: a third of the time of ``np.isfinite(array).all()``, at every timestep.
-
-    :param array: Any array
-    :return: Whether it is known to hold neither NaN nor infinity
-    """
-    if array.dtype.kind != "f":
-        return True
-    flat = array.ravel()
-    key = (flat.size, flat.dtype)
-    if key not in _ZEROS:
-        _ZEROS[key] = np.zeros(flat.size, flat.dtype)
-    try:
-        return bool(flat.dot(_ZEROS[key]) == 0.0)  # NaN and infinity times zero are NaN
-    except (RuntimeWarning, FloatingPointError):  # ... of which NumPy warns, where warnings are errors, or which it raises
-        return False
-
-
-def check_finite(
-    what: str,
-    array: np.ndarray | dict[str, np.ndarray],
-    timestep: Callable[[int], int],
-    env_ids: Sequence[int] | None = None,
-    of: str = "its episode",
-) -> None:
-    """
-    :param what: What the numbers are
-    :param array: The numbers, the environments along the first axis
-    :param timestep: Gives the timestep that an environment is at
-    :param env_ids: The environments; all of them if ``None``
-    :param of: What the timestep is counted from the start of
-    :raises ValueError: If one of the numbers is not finite
-    """
-    if isinstance(array, dict):
-        for key, value in array.items():
-            check_finite(f"{what} {key!r}", value, timestep, env_ids, of)
-        return
-    index = first_not_finite(array)
-    if index is not None:
-        env_id = index[0] if env_ids is None else env_ids[index[0]]
-        raise not_finite(what, array[index], env_id, timestep(env_id), of)
-
-
-def not_finite(what: str, value: object, env_id: int, timestep: int, of: str = "its episode") -> ValueError:
-    """
-    :param what: What is not finite
-    :param value: What it is instead
-    :param env_id: Index of the environment
-    :param timestep: The timestep
-    :param of: What the timestep is counted from the start of
-    :return: The error that says so
-    """
-    return ValueError(f"The {what} must be finite, got {value} in environment {env_id} at timestep {timestep} of {of}.")

@@ -1,143 +1,39 @@
 """
-The critic's regression on the returns, which follows each policy step.
+The critic of SB3's MLP policies, fitted in NumPy.
 
-A small MLP spends most of its training in bookkeeping. The critic of SB3's MLP policies is therefore fitted in NumPy, by
-its gradient written out and Adam on one flat vector: 3 times as fast as the same steps in PyTorch, which every other
-critic and optimizer takes.
+A small MLP spends most of its training in bookkeeping. By its gradient written out and Adam on one flat vector it is fitted 3
+times as fast as by the same steps in PyTorch, which every other critic and optimizer takes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_reinforce.distributed import ALONE, Workers
-from sb3_reinforce.estimator import MAX_NUMBERS, clip_by_norm, pieces, take
-from sb3_reinforce.policies import has_own_forward, has_sb3_forward
+from sb3_reinforce.actor_critic.actor_critic import Regression
+from sb3_reinforce.actor_critic.inspection import alternates, has_own_forward
+from sb3_reinforce.distributed.workers import Alone
 
 #: Larger critics are fitted in PyTorch, which needs no copies of the weights and of the state of the optimizer
 MAX_FLAT = 2**20
 
 
-def fit_critic(
-    policy: ActorCriticPolicy,
-    observations: PyTorchObs,
-    actions: th.Tensor,
-    returns: th.Tensor,
-    parameters: Sequence[nn.Parameter],
-    n_updates: int,
-    batch_size: int,
-    max_grad_norm: float,
-    workers: Workers = ALONE,
-) -> None:
-    """
-    Regression of the critic on the returns. Only the critic's own parameters move.
-
-    :param policy: The policy
-    :param observations: Observations of the batch
-    :param actions: Actions of the batch
-    :param returns: Targets, shape ``(n_timesteps,)``
-    :param parameters: The parameters that reach the values alone
-    :param n_updates: Number of passes over the batch
-    :param batch_size: Largest number of timesteps per minibatch; the minibatches of a pass are of equal size
-    :param max_grad_norm: The largest norm of a gradient
-    :param workers: The workers, each with a batch of its own: they take the same steps, along the gradients of all their
-        batches. A minibatch is made of a part of each worker's
-    :raises ValueError: If the regression diverges
-    """
-    inputs, value_function, in_pieces = _critic_inputs(policy, observations, actions)
-    # No gradient is left on the actor's parameters, so that the optimizer passes them by
-    policy.optimizer.zero_grad(set_to_none=True)
-    if not in_pieces and is_plain(policy, parameters):
-        assert isinstance(inputs[0], th.Tensor)
-        arrays = inputs[0].numpy(), returns.numpy()
-        losses = _fit_in_numpy(policy, *arrays, n_updates, batch_size, max_grad_norm, workers)
-    else:
-
-        def minibatch_gradient(indices: np.ndarray, n_total: int) -> tuple[th.Tensor, list[th.Tensor]]:
-            loss = th.zeros((), device=returns.device)
-            gradients: list[th.Tensor] = []
-            for part in pieces(policy, len(indices)) if in_pieces else [slice(None)]:
-                rows = th.from_numpy(indices[part]).to(returns.device)
-                values = value_function(*(take(array, rows) for array in inputs)).flatten()
-                part_loss = ((values - returns[rows]) ** 2).sum() / n_total
-                # A layer that the values pass by has a gradient of zero, with every worker
-                found = list(th.autograd.grad(part_loss, parameters, allow_unused=True, materialize_grads=True))
-                for total, part_gradient in zip(gradients, found, strict=False):  # there are none at first
-                    total += part_gradient
-                gradients = gradients or found
-                loss = loss + part_loss.detach()
-            return loss, gradients or [th.zeros_like(parameter) for parameter in parameters]
-
-        losses = _fit_in_torch(
-            policy, minibatch_gradient, len(returns), parameters, n_updates, batch_size, max_grad_norm, workers
-        )
-    if not np.isfinite(losses).all():
-        raise ValueError("The value loss must be finite, got nan or infinity while the critic was fitted to the returns.")
-
-
-def _fit_in_torch(
-    policy: ActorCriticPolicy,
-    minibatch_gradient: Callable[[np.ndarray, int], tuple[th.Tensor, list[th.Tensor]]],
-    n_timesteps: int,
-    parameters: Sequence[nn.Parameter],
-    n_updates: int,
-    batch_size: int,
-    max_grad_norm: float,
-    workers: Workers,
-) -> list[float]:
-    losses = []
-    for _ in range(n_updates):
-        for indices, n_total in workers.minibatches(n_timesteps, batch_size):
-            loss, gradients = minibatch_gradient(indices, n_total)
-            workers.add_up(gradients)
-            clip_by_norm(gradients, max_grad_norm)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            policy.optimizer.step()
-            policy.optimizer.zero_grad(set_to_none=True)
-            losses.append(loss)
-    return th.stack(losses).tolist()
-
-
-def _critic_inputs(
-    policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor
-) -> tuple[tuple[PyTorchObs, ...], Callable[..., th.Tensor], bool]:
-    """
-    What the critic is a function of, that function, and whether a minibatch of it has to be taken in pieces: as little as
-    possible is computed anew in each pass.
-    """
-    if not has_sb3_forward(policy):
-        return (observations, actions), lambda obs, action: policy.evaluate_actions(obs, action)[0], True
-    n_timesteps = len(actions)
-    arrays = observations.values() if isinstance(observations, dict) else [observations]
-    # One-hot vectors can be far larger than the numbers that they are made of
-    expands = policy.features_dim * n_timesteps > max(MAX_NUMBERS, sum(array.numel() for array in arrays))
-    if expands or not policy.share_features_extractor:
-        return (observations,), policy.predict_values, True
-    with th.no_grad():
-        features = [policy.extract_features(take(observations, rows)) for rows in pieces(policy, n_timesteps)]
-    latents = th.cat(features)  # type: ignore[arg-type]
-    return (latents,), lambda latent: policy.value_net(policy.mlp_extractor.forward_critic(latent)), False
-
-
 def is_plain(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> bool:
     """
-    :param policy: The policy
+    :param policy: A policy with SB3's own methods, whose features extractor actor and critic share
     :param parameters: The parameters that reach the values alone
     :return: Whether its critic and optimizer are the ones that are written out in NumPy: a tanh or ReLU MLP of float32 on the
-        CPU, behind a features extractor that the actor shares, and Adam without extras
+        CPU, and Adam without extras
     """
     optimizer = policy.optimizer
     groups = [group for group in optimizer.param_groups if group["critic"] and group["params"]]
-    if not has_sb3_forward(policy) or not policy.share_features_extractor or type(policy.optimizer) is not th.optim.Adam:
+    if type(optimizer) is not th.optim.Adam:
         return False
     layers = [*policy.mlp_extractor.value_net, policy.value_net]
-    linears, activations = layers[::2], layers[1::2]
+    linears = layers[::2]
     own = [parameter for layer in linears for parameter in layer.parameters()]
     modules = [policy.mlp_extractor, policy.mlp_extractor.value_net, *layers]
     steps = {float(optimizer.state[p]["step"]) if optimizer.state.get(p) else 0.0 for p in own}
@@ -145,9 +41,9 @@ def is_plain(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> b
         len(groups) == 1
         and not any(groups[0][extra] for extra in ("weight_decay", "amsgrad", "maximize"))
         and type(policy.mlp_extractor.value_net) is nn.Sequential
-        and len(linears) == len(activations) + 1
-        and all(type(layer) is nn.Linear and layer.bias is not None for layer in linears)
-        and all(type(layer) in (nn.Tanh, nn.ReLU) for layer in activations)
+        and len(layers) % 2 == 1
+        and alternates(layers, (nn.Tanh, nn.ReLU))
+        and all(layer.bias is not None for layer in linears)
         and len(own) == len(parameters)
         and all(a is b for a, b in zip(own, parameters, strict=True))
         and all(p.dtype == th.float32 and p.device.type == "cpu" for p in own)
@@ -160,28 +56,31 @@ def is_plain(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> b
     )
 
 
-def _fit_in_numpy(
-    policy: ActorCriticPolicy,
-    x: np.ndarray,
-    y: np.ndarray,
-    n_updates: int,
-    batch_size: int,
-    max_grad_norm: float,
-    workers: Workers,
+def fit_in_numpy(
+    regression: Regression, minibatches: Iterable[tuple[np.ndarray, int]], max_grad_norm: float, workers: Alone
 ) -> list[float]:
+    """
+    :param regression: The critic of a policy that :func:`is_plain`, with its latents
+    :param minibatches: For each step its rows, and the number of all workers' rows
+    :param max_grad_norm: The largest norm of a gradient
+    :param workers: The workers
+    :return: The loss of each minibatch
+    """
+    policy = regression.actor_critic.policy
+    assert regression.latents is not None
+    x, y = regression.latents.numpy(), regression.batch.returns.numpy()
     layers = [*policy.mlp_extractor.value_net, policy.value_net]
     critic = _FlatMlp(layers[::2], [type(layer) is nn.Tanh for layer in layers[1::2]])
     adam = _FlatAdam(policy.optimizer, critic.parameters)
     gradient = th.from_numpy(critic.gradient)  # the same memory
     losses = []
     with np.errstate(all="ignore"):  # what diverges is found in the losses
-        for _ in range(n_updates):
-            for rows, n_total in workers.minibatches(len(y), batch_size):
-                losses.append(critic.mse_gradient(x[rows], y[rows], n_total))
-                workers.add_up([gradient])
-                norm = np.sqrt(critic.gradient.dot(critic.gradient))
-                critic.gradient *= min(1.0, max_grad_norm / (norm + 1e-6))
-                adam.step(critic.weights, critic.gradient)
+        for rows, n_total in minibatches:
+            losses.append(critic.mse_gradient(x[rows], y[rows], n_total))
+            workers.add_up([gradient])
+            norm = np.sqrt(critic.gradient.dot(critic.gradient))
+            critic.gradient *= min(1.0, max_grad_norm / (norm + 1e-6))
+            adam.step(critic.weights, critic.gradient)
     critic.write_back()
     adam.write_back()
     return losses

@@ -21,18 +21,16 @@ where :math:`c_i` is the share of the episode in the divisor, so that :math:`\op
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_reinforce.estimator import pieces, take
-from sb3_reinforce.policies import has_sb3_forward
-from sb3_reinforce.returns import Episodes
+from sb3_reinforce.actor_critic.actor_critic import ActorCritic
+from sb3_reinforce.actor_critic.batch import Batch
+from sb3_reinforce.actor_critic.state import left_unchanged
+from sb3_reinforce.monte_carlo.episodes import Episodes
 
 
 def divisor_shares(advantages: np.ndarray, episodes: Episodes, average_over: str, normalize_advantage: bool) -> np.ndarray:
@@ -103,9 +101,8 @@ class EstimateNoise(NamedTuple):
 
 
 def measure_noise(
-    policy: ActorCriticPolicy,
-    observations: PyTorchObs,
-    actions: th.Tensor,
+    actor_critic: ActorCritic,
+    batch: Batch,
     weights: th.Tensor,
     shares: np.ndarray,
     groups: Sequence[slice],
@@ -116,9 +113,8 @@ def measure_noise(
     The noise of several estimates, which weigh the same timesteps differently. No more than four gradients per weighting
     are in memory at a time.
 
-    :param policy: The policy
-    :param observations: Observations of the batch
-    :param actions: Actions of the batch
+    :param actor_critic: The policy
+    :param batch: The batch
     :param weights: Weight of each log-probability, shape ``(n_weightings, n_timesteps)``
     :param shares: See :func:`divisor_shares`, shape ``(n_weightings, n_timesteps)``
     :param groups: The timesteps of each group of episodes, at least two
@@ -131,7 +127,7 @@ def measure_noise(
     halves = [th.zeros(shape, device=weights.device) for _ in range(2)]
     weighed = th.zeros(shape, device=weights.device)
     squared_parts = np.empty(group_shares.shape)
-    for k, part in enumerate(group_gradients(policy, observations, actions, weights, groups, parameters)):
+    for k, part in enumerate(group_gradients(actor_critic, batch, weights, groups, parameters)):
         squared_parts[k] = _products(part, part)
         halves[k % 2] += part
         weighed += part * th.as_tensor(group_shares[k][:, None] / sizes[k], dtype=part.dtype, device=part.device)
@@ -169,9 +165,8 @@ def divide(episodes: Episodes, max_groups: int) -> tuple[list[slice], np.ndarray
 
 
 def group_gradients(
-    policy: ActorCriticPolicy,
-    observations: PyTorchObs,
-    actions: th.Tensor,
+    actor_critic: ActorCritic,
+    batch: Batch,
     weights: th.Tensor,
     groups: Sequence[slice],
     parameters: Sequence[th.nn.Parameter],
@@ -186,65 +181,38 @@ def group_gradients(
     groups took 0.2 to 1 times as long for a small MLP and one to eight weightings, but cannot evaluate SB3's policies as they
     are.) Nothing of the policy changes.
 
-    :param policy: The policy
-    :param observations: Observations of the batch
-    :param actions: Actions of the batch
+    :param actor_critic: The policy
+    :param batch: The batch
     :param weights: Weights :math:`\omega_t`, shape ``(n_weightings, n_timesteps)``
     :param groups: The timesteps of each group
     :param parameters: The parameters to differentiate with respect to
     :return: For each group a tensor of shape ``(n_weightings, n_parameters)``
     """
     for group in groups:
-        with _left_alone(policy), th.enable_grad():
-            gradients = _gradients(policy, take(observations, group), actions[group], weights[:, group], parameters)
+        with left_unchanged(actor_critic.policy), th.enable_grad():
+            gradients = _gradients(actor_critic, batch.part(group), weights[:, group], parameters)
         yield gradients
 
 
 def _gradients(
-    policy: ActorCriticPolicy,
-    observations: PyTorchObs,
-    actions: th.Tensor,
+    actor_critic: ActorCritic,
+    batch: Batch,
     weights: th.Tensor,
     parameters: Sequence[th.nn.Parameter],
 ) -> th.Tensor:
     n_weightings = len(weights)
     total = th.zeros(n_weightings, sum(parameter.numel() for parameter in parameters), device=weights.device)
-    for rows in pieces(policy, len(actions)):
-        if has_sb3_forward(policy):
-            log_probs = policy.get_distribution(take(observations, rows)).log_prob(actions[rows])
-        else:
-            log_probs = policy.evaluate_actions(take(observations, rows), actions[rows])[1]
+    for piece in actor_critic.pieces(batch):
+        log_probs, _ = actor_critic.act(piece)
         for i in range(n_weightings):
             # `grad` returns the gradients and leaves those that the parameters carry as they are
             gradients = th.autograd.grad(
                 log_probs,
                 parameters,
-                weights[i, rows].to(log_probs.dtype),
+                weights[i, piece.rows].to(log_probs.dtype),
                 retain_graph=i < n_weightings - 1,
                 allow_unused=True,
                 materialize_grads=True,
             )
             total[i] += th.cat([gradient.flatten() for gradient in gradients])
     return total
-
-
-@contextmanager
-def _left_alone(policy: ActorCriticPolicy) -> Iterator[None]:
-    """
-    Evaluate the policy as it acts (running averages of a batch normalization, no dropout: an episode's gradient must not
-    depend on the others, and nothing may be drawn or averaged), and put back whatever the evaluation leaves behind.
-    """
-    training = [module for module in policy.modules() if module.training]
-    # The distribution is kept by the policy, and a graph behind it could not be copied
-    distribution = getattr(policy, "action_dist", None)
-    state = dict(vars(distribution)) if distribution is not None else {}
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        if distribution is not None:
-            vars(distribution).clear()
-            vars(distribution).update(state)

@@ -1,0 +1,72 @@
+"""What can be known of a policy by looking at it."""
+
+from collections.abc import Collection, Sequence
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
+from torch import nn
+
+_FORWARD_METHODS = (
+    "forward",
+    "extract_features",
+    "evaluate_actions",
+    "get_distribution",
+    "predict_values",
+    "_get_action_dist_from_latent",
+)
+
+
+def has_sb3_forward(policy: ActorCriticPolicy) -> bool:
+    """
+    Whether the actor and the critic of a policy can be called separately with the results of ``policy.forward``.
+    SB3's ``get_distribution`` and ``predict_values`` do not call a policy's own ``extract_features``, nor the ``forward``
+    of its own ``mlp_extractor``, so this holds for SB3's own methods and MLP only.
+
+    :param policy: The policy
+    :return: False if anything in between is the user's own
+    """
+    untouched = all(
+        getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) and name not in vars(policy)
+        for name in _FORWARD_METHODS
+    )
+    if not untouched:  # it may have no `mlp_extractor` either
+        return False
+    mlp = policy.mlp_extractor
+    return type(mlp) is MlpExtractor and not {"forward", "forward_actor", "forward_critic"} & vars(mlp).keys()
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """
+    :param module: A module, looked at without its submodules
+    :return: Whether its forward pass is not (only) its class's: patched, or with hooks
+    """
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def alternates(layers: Sequence[nn.Module], activations: Collection[type[nn.Module]]) -> bool:
+    """
+    :param layers: Layers
+    :param activations: Classes of activations
+    :return: Whether the layers are linear ones of float32, each but perhaps the last with one of the activations after it
+    """
+    return all(type(layer) is nn.Linear and layer.weight.dtype == th.float32 for layer in layers[::2]) and all(
+        type(layer) in activations for layer in layers[1::2]
+    )
+
+
+def passes_on_every_number(policy: ActorCriticPolicy) -> bool:
+    """
+    :param policy: A policy with SB3's own methods
+    :return: Whether it is known that NaN anywhere in an observation reaches the networks: SB3's own features extractors pass
+        on all that they get. A user's own one may replace or ignore a part of it, such as a missing measurement
+    """
+    extractors = {type(module) for module in (policy.pi_features_extractor, policy.vf_features_extractor)}
+    own_parts = [
+        part
+        for module in (policy.pi_features_extractor, policy.vf_features_extractor)
+        if isinstance(module, CombinedExtractor)
+        for part in module.extractors.values()
+        if type(part) not in (nn.Flatten, NatureCNN)
+    ]
+    return extractors <= {FlattenExtractor, NatureCNN, CombinedExtractor} and not own_parts

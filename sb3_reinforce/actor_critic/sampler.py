@@ -1,0 +1,129 @@
+"""Drawing actions from a policy while a rollout is played, by SB3's own calls, and handing them to the environments."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_reinforce.finite import check_finite, not_finite
+
+Observation = np.ndarray | dict[str, np.ndarray]
+Timestep = Callable[[int], int]
+#: Actions of shape ``(n_envs, *action_shape)``, and values and log-probabilities where they come for free
+Sample = tuple[np.ndarray, th.Tensor | None, th.Tensor | None]
+
+
+class PolicySampler:
+    """
+    Acts by SB3's own call, ``policy.forward``: works for every policy.
+
+    :param policy: The policy
+    """
+
+    #: Whether :meth:`sample` returns values and log-probabilities too
+    evaluates = True
+
+    def __init__(self, policy: ActorCriticPolicy):
+        self.policy = policy
+        #: What the last actions were drawn with besides the observations, by the names of the policy's arguments, for the
+        #: buffer: arrays of shape ``(n_envs, ...)``
+        self.extras: dict[str, np.ndarray] = {}
+
+    def acts_as_it_is(self) -> bool:
+        """
+        :return: Whether what the policy's layers and weights have been since the start of the rollout is what they are now
+        """
+        return True
+
+    def go_on_from(self, sampler: "PolicySampler | None") -> None:
+        """
+        :param sampler: The one whose place this one takes
+        """
+
+    def start_rollout(self) -> None:
+        """Take over the policy's present weights."""
+
+    def sample(self, obs: Observation, timestep: Timestep) -> Sample:
+        """
+        :param obs: Observations of all environments
+        :param timestep: Gives the timestep within its episode that an environment is at
+        :return: Actions, values and log-probabilities
+        :raises ValueError: If the policy's output is not finite
+        """
+        obs = of_space(obs, self.policy.observation_space)
+        with th.no_grad():
+            try:
+                actions_tensor, values, log_probs = self.act(obs_as_tensor(obs, self.policy.device), timestep)
+            except (ValueError, RuntimeError) as error:
+                if not _refuses_numbers(error):
+                    raise
+                self._locate(error, obs, timestep)
+                raise
+        actions = actions_tensor.cpu().numpy()
+        check_finite("action", actions, timestep)
+        return actions, values, log_probs
+
+    def act(self, obs: th.Tensor | dict[str, th.Tensor], timestep: Timestep) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param obs: Observations
+        :param timestep: Gives the timestep within its episode that an environment is at
+        :return: Actions, values and log-probabilities
+        """
+        return self.policy(obs)
+
+    def next_values(self, obs: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
+        """
+        :param obs: The observations after the last sample
+        :return: Their values, shape ``(n_envs, 1)``
+        """
+        return self.policy.predict_values(obs)
+
+    def _locate(self, error: Exception, obs: Observation, timestep: Timestep) -> None:
+        """Say which environment's observation the policy has no finite output for."""
+        check_finite("observation", obs, timestep)
+        n_envs = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
+        for env_id in range(n_envs):
+            single = {key: value[[env_id]] for key, value in obs.items()} if isinstance(obs, dict) else obs[[env_id]]
+            try:
+                self.policy(obs_as_tensor(single, self.policy.device))
+            except (ValueError, RuntimeError):
+                raise not_finite("output of the policy", "nan", env_id, timestep(env_id)) from error
+
+
+def _refuses_numbers(error: Exception) -> bool:
+    """Whether it is what PyTorch's distributions say of NaN and infinity, with and without their checks of arguments."""
+    return "to satisfy the constraint" in str(error) or "probability tensor contains" in str(error)
+
+
+def of_space(obs: Observation, space: spaces.Space) -> Observation:
+    """
+    :param obs: One observation, or one of several environments
+    :param space: The observation space
+    :return: Without the keys that the space does not have, which no policy of SB3's takes
+    """
+    return {key: obs[key] for key in space.spaces} if isinstance(space, spaces.Dict) else obs
+
+
+def to_environment(actions: np.ndarray, policy: ActorCriticPolicy) -> np.ndarray:
+    """
+    :param actions: Actions as the policy draws them
+    :param policy: The policy
+    :return: As the environment takes them: SB3 samples Gaussians without bounds
+    """
+    if not isinstance(policy.action_space, spaces.Box):
+        return actions
+    if policy.squash_output:
+        return policy.unscale_action(actions)
+    return np.minimum(np.maximum(actions, policy.action_space.low), policy.action_space.high)
+
+
+def reset_noise(policy: ActorCriticPolicy, n_envs: int) -> None:
+    """
+    :param policy: A policy with gSDE, which draws new matrices
+    :param n_envs: Number of environments
+    """
+    with th.no_grad():  # noise with a graph attached could not be copied
+        policy.reset_noise(n_envs)

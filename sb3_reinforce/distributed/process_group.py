@@ -1,0 +1,186 @@
+"""How the processes of a job meet, part and tell each other of failures."""
+
+import atexit
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch as th
+import torch.distributed as dist
+
+#: Key of the job's store under which the first worker to fail leaves its error
+_FAILURE = "failure"
+#: Key of the number of workers that have read it
+_READ = "read"
+#: Time that the worker with the store gives the others to read it, in seconds
+_PATIENCE = 5.0
+
+
+class WorkerLostError(RuntimeError):
+    """
+    Another worker of the job has failed, or has gone.
+
+    :param message: What is known of it
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+
+
+@dataclass
+class _Job:
+    """
+    What this process knows of its job.
+
+    :param store: Where the workers meet; ``None`` before the first meeting
+    :param rank: This process's rank
+    :param size: The number of workers
+    :param n_groups: How many process groups have been joined
+    :param generation: How often the workers have parted after a failure: they meet again under another name
+    """
+
+    store: "dist.Store | None" = None
+    rank: int = 0
+    size: int = 1
+    n_groups: int = 0
+    generation: int = 0
+
+
+_job = _Job()
+
+
+def n_launched() -> int:
+    """
+    :return: How many workers torchrun has started (or ``torch.distributed`` has joined); 1 without it
+    """
+    if is_together():
+        return dist.get_world_size()
+    if not dist.is_available() or not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return 1
+    return int(os.environ["WORLD_SIZE"])
+
+
+def local_device(device: th.device | str) -> th.device | str:
+    """
+    :param device: Argument of the constructor
+    :return: Among several workers on a machine with GPUs, one GPU for each
+    """
+    if n_launched() == 1 or str(device) not in ("auto", "cuda") or not th.cuda.is_available():
+        return device
+    return th.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % th.cuda.device_count())
+
+
+def is_together() -> bool:
+    """
+    :return: Whether there is a process group
+    """
+    return dist.is_available() and dist.is_initialized()
+
+
+def join_group(device: th.device) -> tuple[int, int]:
+    """
+    Join the other workers, by ``torch.distributed`` with gloo, and NCCL between GPUs. A process group that exists
+    already (one with another time-out, say) is used as it is.
+
+    :param device: Device of the model
+    :return: Rank of this process, and the number of workers
+    :raises ValueError: If there is a process group that cannot be used
+    """
+    if not dist.is_initialized():
+        own_gpu = device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= th.cuda.device_count()
+        if own_gpu:
+            th.cuda.set_device(device)
+        if _job.store is None:
+            _job.store, _job.rank, _job.size = next(dist.rendezvous("env://"))
+            # Else gloo's threads may meet the end of the interpreter, and abort the process
+            atexit.register(leave_group)
+        with lost_workers_named():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if own_gpu else "gloo",
+                # Never a name again, under which the store has the addresses of a group that was left
+                store=dist.PrefixStore(f"sb3_reinforce/group/{_job.generation}/{_job.n_groups}", _job.store),
+                rank=_job.rank,
+                world_size=_job.size,
+            )
+        _job.n_groups += 1
+    backend = dist.get_backend_config()
+    if "gloo" not in backend:
+        raise ValueError(f"The process group must have gloo for the CPU ('gloo' or 'cpu:gloo,cuda:nccl'), got {backend!r}.")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def leave_group() -> None:
+    """Close the connections, which wakes those that wait for this process."""
+    _job.generation += 1
+    if is_together():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def lost_workers_named() -> Iterator[None]:
+    """
+    For what waits for other workers.
+
+    :raises WorkerLostError: If the connection to one of them is lost
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise WorkerLostError(
+            "The connection to another worker was lost (its process was killed, it has left, its network is down, or it "
+            f"took longer than the time-out): {reason}"
+        ) from error
+
+
+def fail(rank: int, size: int, error: BaseException) -> None:
+    """
+    If one worker fails, all do: it leaves its error in the job's store and the group.
+
+    :param rank: This worker
+    :param size: The number of workers
+    :param error: What it has failed with
+    :raises WorkerLostError: If another worker failed before it, with that worker's error
+    """
+    lost = isinstance(error, WorkerLostError)
+    message = _first_failure(None if lost else f"Worker {rank} failed: {type(error).__name__}: {error}")
+    hosts_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = _messages()
+    leave_group()
+    if hosts_store and store is not None and not lost:
+        # The message goes with this process: leave the others some time to read it
+        deadline = time.monotonic() + _PATIENCE
+        while store.add(_READ, 0) < size - 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    if lost and message is not None:
+        raise WorkerLostError(message) from error
+
+
+def _messages() -> "dist.Store | None":
+    """Where the workers leave messages that do not need everybody's presence."""
+    try:
+        store = _job.store if _job.store is not None else dist.distributed_c10d._get_default_store()
+    except (RuntimeError, ValueError):
+        return None
+    return dist.PrefixStore(f"sb3_reinforce/messages/{_job.generation}", store)
+
+
+def _first_failure(own: str | None) -> str | None:
+    """
+    The message of the first worker that failed, by way of the job's store.
+
+    :param own: What to leave there if this worker is the first
+    """
+    store = _messages()
+    try:
+        if store is not None and store.check([_FAILURE]):
+            message = store.get(_FAILURE).decode()
+            store.add(_READ, 1)
+            return message
+        if store is not None and own is not None:
+            store.set(_FAILURE, own)
+    except RuntimeError:  # the store went with its process
+        pass
+    return own

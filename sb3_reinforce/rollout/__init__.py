@@ -1,0 +1,1 @@
+"""How a rollout is played, and what its timesteps were worth."""

@@ -1,0 +1,118 @@
+"""What a model plays its rollouts with, from one to the next."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_reinforce.actor_critic.sampler import PolicySampler, reset_noise
+from sb3_reinforce.buffers import EpisodeRolloutBuffer
+from sb3_reinforce.rollout.advantages import AdvantageEstimator
+from sb3_reinforce.rollout.episode_infos import info_of_cut_episode
+from sb3_reinforce.rollout.limits import EpisodeLimits
+from sb3_reinforce.rollout.recorder import CompleteEpisodes, FixedLength, Recorder
+
+
+class Player:
+    """
+    Prepares and finishes the rollouts of a model, which plays them itself: it begins to record and to sample, and makes
+    advantages of what was recorded.
+
+    :param model: The model
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.limits = EpisodeLimits()
+        self._sampler: PolicySampler | None = None
+        self._rng: np.random.Generator | None = None
+        # Timestep that each environment has reached in an episode that the next rollout goes on with
+        self._reached_timesteps: list[int] = []
+        self._discounts = (model.gamma, model.gae_lambda)
+
+    def seed(self, seed: int) -> None:
+        """
+        :param seed: The seed of the actions
+        """
+        self._rng, self._sampler = np.random.default_rng(seed), None
+
+    def pass_on_discounts(self, buffer: RolloutBuffer) -> None:
+        """
+        The buffer has its own copies of the discounts. One that was set by hand there, as with SB3's algorithms, stays.
+
+        :param buffer: The buffer
+        """
+        discounts = (self.model.gamma, self.model.gae_lambda)
+        if discounts != self._discounts:
+            buffer.gamma, buffer.gae_lambda = self._discounts = discounts
+
+    def start_recorder(self, env: VecEnv, n_steps: int) -> Recorder:
+        """
+        Put all environments at the start of an episode if whole ones are wanted, and begin to record.
+
+        :param env: The training environments
+        :param n_steps: Number of steps per environment (with complete episodes: the least number)
+        :return: What says which timesteps are recorded
+        """
+        model = self.model
+        assert model._last_obs is not None and model._last_episode_starts is not None, "No previous observation was provided"
+        if not model.complete_episodes:
+            same = len(self._reached_timesteps) == env.num_envs  # else it is of other environments than these
+            reached = self._reached_timesteps if same else [0] * env.num_envs
+            first = [0 if starts else t for starts, t in zip(model._last_episode_starts, reached, strict=True)]
+            return FixedLength(env.num_envs, n_steps, first)
+        if not model._last_episode_starts.all():
+            model._last_obs = env.reset()
+            model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+        cuts_expected = self.limits.read(env, model.horizon)
+        return CompleteEpisodes(env.num_envs, n_steps, model.n_episodes, self.limits.horizons, cuts_expected)
+
+    def start_sampler(self, env: VecEnv) -> PolicySampler:
+        """
+        :param env: The training environments
+        :return: What draws the actions of the present policy
+        """
+        model = self.model
+        if self._rng is None:
+            # Without a seed of its own the model follows PyTorch's generator, as SB3's policies do
+            self._rng = np.random.default_rng(int(th.randint(2**31, (1,))))
+        actor_critic = model.actor_critic
+        other_envs = getattr(self._sampler, "n_envs", env.num_envs) != env.num_envs
+        if self._sampler is None or other_envs or not actor_critic.fits(self._sampler):
+            former, self._sampler = self._sampler, actor_critic.sampler(env, self._rng)
+            self._sampler.go_on_from(former)
+        self._sampler.start_rollout()
+        if model.use_sde:
+            reset_noise(model.policy, env.num_envs)
+        return self._sampler
+
+    def infos_of_cut(self, env: VecEnv, env_ids: Sequence[int], infos: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """
+        Were these episodes left out, `rollout/ep_rew_mean` would be that of the short episodes alone.
+
+        :param env: The training environments
+        :param env_ids: Those whose episodes have been cut
+        :param infos: The infos of the last step
+        :return: The infos that these episodes have at their end
+        """
+        return [info_of_cut_episode(env, env_id, self.limits.horizons[env_id], infos[env_id]) for env_id in env_ids]
+
+    def finish(self, buffer: EpisodeRolloutBuffer, recorder: Recorder, values_known: bool) -> None:
+        """
+        Compute values, returns and advantages of a recorded rollout.
+
+        :param buffer: The buffer, to which all of it has been added
+        :param recorder: What has recorded it
+        :param values_known: Whether the values were added, too
+        """
+        model = self.model
+        episodes, recorded = recorder.result()
+        buffer.finish(episodes)
+        AdvantageEstimator.of(model).fill(buffer, recorded, model.actor_critic, values_known)
+        self._reached_timesteps = recorder.next_timesteps
+        if recorder.cut and not model._warned_of_horizon:
+            model._warned_of_horizon = True
+            self.limits.warn_of_cut(recorder.cut)

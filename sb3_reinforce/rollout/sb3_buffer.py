@@ -1,0 +1,80 @@
+"""A user's own rollout buffer, of SB3's kind: rollouts of fixed length, filled and read by SB3's own calls."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+
+from sb3_reinforce.buffers import EpisodeRolloutBuffer
+from sb3_reinforce.finite import first_not_finite, not_finite
+from sb3_reinforce.monte_carlo.episodes import Episodes
+
+
+def check_buffer(buffer: RolloutBuffer, arguments: dict[str, Any]) -> None:
+    """
+    SB3's buffers hold rollouts of fixed length, and put the bootstrap of a truncated episode into its last reward.
+
+    :param buffer: The rollout buffer
+    :param arguments: The attributes of the algorithm, by the names of its arguments
+    :raises ValueError: If the buffer cannot hold what the arguments ask for
+    """
+    if isinstance(buffer, EpisodeRolloutBuffer):
+        return
+    possible = {
+        "complete_episodes": False,
+        "reward_to_go": True,
+        "bootstrap_on_truncation": True,
+        "discount_state_distribution": False,
+    }
+    for argument, value in possible.items():
+        if arguments[argument] != value:
+            raise ValueError(
+                f"`rollout_buffer_class` must be a subclass of EpisodeRolloutBuffer (or EpisodeDictRolloutBuffer) with "
+                f"{argument}={not value}, got {type(buffer).__name__}."
+            )
+
+
+def check_filled_buffer(buffer: RolloutBuffer) -> None:
+    """
+    :param buffer: A rollout buffer of SB3's, filled
+    :raises ValueError: If an observation, a reward or an action in it is not finite
+    """
+    for what, arrays in {"observation": buffer.observations, "reward": buffer.rewards, "action": buffer.actions}.items():
+        for array in arrays.values() if isinstance(arrays, dict) else [arrays]:
+            index = first_not_finite(array)
+            if index is not None:
+                raise not_finite(what, array[index], env_id=index[1], timestep=index[0], of="the rollout")
+
+
+def pieces_of_episodes(buffer: RolloutBuffer) -> Episodes:
+    """
+    :param buffer: A filled buffer of SB3's
+    :return: The pieces of episodes in it, environment by environment
+    """
+    n_steps, n_envs = buffer.buffer_size, buffer.n_envs
+    begins = np.array(buffer.episode_starts.T, dtype=bool)
+    begins[:, 0] = True
+    first = np.flatnonzero(begins)
+    lengths = np.diff(np.append(first, n_envs * n_steps))
+    # How far an episode had come before the rollout, the buffer does not say; only discounts by it would need it
+    return Episodes(lengths, first // n_steps, np.zeros(len(first), dtype=int))
+
+
+def read(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, th.Tensor]:
+    """
+    All samples of a buffer, as its ``get`` gives them. The buffer stays as it is, for callbacks that look at it.
+
+    :param buffer: A filled buffer of SB3's
+    :return: The samples, and where each of them is among the buffer's timesteps, environment by environment
+    """
+    copied = copy.copy(buffer)
+    if isinstance(buffer.observations, dict):
+        copied.observations = dict(buffer.observations)  # type: ignore[assignment]
+    # The log-probabilities are not learned from: in their place travel the numbers of the timesteps
+    numbers = np.arange(buffer.buffer_size * buffer.n_envs)
+    copied.log_probs = numbers[:, None] if buffer.generator_ready else numbers.reshape(buffer.n_envs, -1).T
+    samples = next(copied.get())
+    return samples, samples.old_log_prob.long()

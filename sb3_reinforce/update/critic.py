@@ -1,0 +1,85 @@
+"""The critic's regression on the returns, which follows each policy step."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch as th
+
+from sb3_reinforce.actor_critic.actor_critic import ActorCritic, Regression
+from sb3_reinforce.actor_critic.batch import Batch
+from sb3_reinforce.distributed.workers import Alone
+from sb3_reinforce.update.numpy_critic import fit_in_numpy, is_plain
+from sb3_reinforce.update.policy_step import clip_by_norm
+
+
+def fit_critic(
+    actor_critic: ActorCritic,
+    batch: Batch,
+    parameters: Sequence[th.nn.Parameter],
+    n_updates: int,
+    batch_size: int,
+    max_grad_norm: float,
+    workers: Alone,
+) -> None:
+    """
+    Regression of the critic on the returns. Only the critic's own parameters move.
+
+    :param actor_critic: The policy
+    :param batch: The batch, with the returns as targets
+    :param parameters: The parameters that reach the values alone; none: nothing is done
+    :param n_updates: Number of passes over the batch
+    :param batch_size: Largest number of timesteps per minibatch; the minibatches of a pass are of equal size
+    :param max_grad_norm: The largest norm of a gradient
+    :param workers: The workers, each with a batch of its own: they take the same steps, along the gradients of all their
+        batches. A minibatch is made of a part of each worker's
+    :raises ValueError: If the regression diverges
+    """
+    if not parameters or n_updates == 0:
+        return
+    regression = actor_critic.regression(batch)
+    # No gradient is left on the actor's parameters, so that the optimizer passes them over
+    actor_critic.policy.optimizer.zero_grad(set_to_none=True)
+    minibatches = (minibatch for _ in range(n_updates) for minibatch in actor_critic.minibatches(batch, batch_size, workers))
+    if regression.latents is not None and is_plain(actor_critic.policy, parameters):
+        losses = fit_in_numpy(regression, minibatches, max_grad_norm, workers)
+    else:
+        found = []
+        for rows, n_total in minibatches:
+            loss, gradients = _minibatch_gradient(regression, th.from_numpy(rows), n_total, parameters)
+            workers.add_up(gradients)
+            _step(actor_critic.policy.optimizer, parameters, gradients, max_grad_norm)
+            found.append(loss)
+        losses = th.stack(found).tolist()
+    if not np.isfinite(losses).all():
+        raise ValueError("The value loss must be finite, got nan or infinity while the critic was fitted to the returns.")
+
+
+def _minibatch_gradient(
+    regression: Regression, rows: th.Tensor, n_total: int, parameters: Sequence[th.nn.Parameter]
+) -> tuple[th.Tensor, list[th.Tensor]]:
+    """Sum of squared errors over ``n_total``, and its gradient."""
+    returns = regression.batch.returns
+    loss = th.zeros((), device=returns.device)
+    gradients: list[th.Tensor] = []
+    for values, part in regression.values(rows.to(returns.device)):
+        part_loss = ((values - returns[part]) ** 2).sum() / n_total
+        # A layer that the values do not go through has a gradient of zero, with every worker
+        found = list(th.autograd.grad(part_loss, parameters, allow_unused=True, materialize_grads=True))
+        for total, part_gradient in zip(gradients, found, strict=False):  # there are none at first
+            total += part_gradient
+        gradients = gradients or found
+        loss = loss + part_loss.detach()
+    return loss, gradients or [th.zeros_like(parameter) for parameter in parameters]
+
+
+def _step(
+    optimizer: th.optim.Optimizer,
+    parameters: Sequence[th.nn.Parameter],
+    gradients: Sequence[th.Tensor],
+    max_grad_norm: float,
+) -> None:
+    clip_by_norm(gradients, max_grad_norm)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,230 @@
+r"""
+The Fisher information of a policy, and the natural gradient :math:`F^{-1} g`.
+
+:math:`F`, averaged over the batch's timesteps, is the Hessian of the KL divergence between the policy and its neighbours. It
+is never formed: the conjugate gradient method needs only its products with vectors, which are the derivative of a
+derivative.
+
+Papers: Kakade (2001), "A Natural Policy Gradient"; Schulman et al. (2015), https://arxiv.org/abs/1502.05477, appendix C,
+for the conjugate gradient method and the step's size (without that paper's surrogate objective and line search).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch as th
+from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sb3_reinforce.actor_critic.actor_critic import ActorCritic
+from sb3_reinforce.actor_critic.batch import Batch
+from sb3_reinforce.actor_critic.state import detached
+from sb3_reinforce.distributed.workers import Alone
+from sb3_reinforce.update.kl import kl_divergence
+
+#: Norm of the right-hand side that the solver gets. It starts from noise of 1e-4, which has to vanish against the solution
+SOLVER_NORM = 1e6
+#: The solver stops where the residual is smaller than the right-hand side by this factor
+RESIDUAL_TOLERANCE = 1e-5
+
+
+class NoDirectionError(ValueError):
+    """
+    There is nothing to learn from a batch: every direction is as good as the others.
+
+    :param message: What shows it
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+
+
+class Fisher:
+    r"""
+    The Fisher information of a policy, a matrix that is known by its products with vectors.
+
+    .. math::
+        F = \frac{1}{n} \sum_t \nabla^2_{\theta'}
+        \operatorname{KL}\big(\pi_\theta(\cdot | s_t) \,\|\, \pi_{\theta'}(\cdot | s_t)\big) \Big|_{\theta' = \theta}
+
+    The divergence of an action is the sum over its dimensions. Where the batch is one piece, its graph is built once and
+    serves all products; else the pieces' graphs are built anew for each, one at a time, so that the memory stays bounded.
+
+    :param actor_critic: The policy
+    :param batch: The timesteps to average over
+    :param parameters: The parameters to differentiate by, none of them frozen. The attribute ``parameters`` holds those
+        of them that reach the distribution of any timestep, in the order that the vectors have
+    :param workers: The workers, whose timesteps are averaged over together
+    :param keep: Whether the attribute holds the others, too
+    """
+
+    def __init__(
+        self,
+        actor_critic: ActorCritic,
+        batch: Batch,
+        parameters: Sequence[th.nn.Parameter],
+        workers: Alone,
+        keep: bool = False,
+    ):
+        self._actor_critic = actor_critic
+        self._workers = workers
+        self._pieces = list(actor_critic.pieces(batch))
+        # The same dropout in each product, or this would not be one matrix
+        self._noise = _generator(batch.actions.device).get_state()
+        divergence = th.zeros(())
+        reached = th.zeros(len(self._pieces), len(parameters))
+        for i, piece in enumerate(self._pieces):
+            divergence = self._divergence(piece)
+            if divergence.requires_grad:
+                gradients = th.autograd.grad(divergence, parameters, retain_graph=True, allow_unused=True)
+                reached[i] = th.tensor([float(gradient is not None) for gradient in gradients])
+        counts = th.cat([th.tensor([float(len(batch))]), reached.sum(dim=0)])
+        workers.add_up([counts])
+        self.n_timesteps, kept = float(counts[0]), (counts[1:] > 0) | keep
+        self.parameters = [p for p, is_kept in zip(parameters, kept, strict=True) if is_kept]
+        self._not_reached = [
+            [p for p, is_kept, is_reached in zip(parameters, kept, row, strict=True) if is_kept and not is_reached]
+            for row in reached
+        ]
+        self._graph: th.Tensor | None = None
+        if self.parameters and len(self._pieces) == 1:
+            self._graph = self._derivative(divergence, self._not_reached[0])
+
+    def __call__(self, vector: th.Tensor) -> th.Tensor:
+        """
+        :param vector: A vector, shape ``(n_parameters,)``
+        :return: Its product with the matrix
+        """
+        if self._graph is not None:
+            total = self._product(self._graph, vector)
+        else:
+            total = th.zeros_like(vector)
+            with _fixed_noise(vector.device, self._noise):
+                for piece, not_reached in zip(self._pieces, self._not_reached, strict=True):
+                    total += self._product(self._derivative(self._divergence(piece), not_reached), vector)
+        self._workers.add_up([total])
+        return total / self.n_timesteps
+
+    def _derivative(self, divergence: th.Tensor, not_reached: list[th.nn.Parameter]) -> th.Tensor:
+        # `flat_grad` leaves out parameters that are not reached, but its results are parts of one sum
+        for parameter in not_reached:
+            divergence = divergence + 0.0 * parameter.square().sum()
+        return flat_grad(divergence, self.parameters, create_graph=True, retain_graph=True)
+
+    def _product(self, graph: th.Tensor, vector: th.Tensor) -> th.Tensor:
+        return flat_grad(graph.dot(vector), self.parameters, retain_graph=True)
+
+    def _divergence(self, piece: Batch) -> th.Tensor:
+        """The sum of the KL divergences, of value zero: its derivatives are what counts."""
+        with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
+            distributions = self._actor_critic.distributions(piece)
+        return th.stack([kl_divergence(detached(one), one).sum() for one in distributions]).sum()
+
+
+@contextmanager
+def second_derivative_named(policy: ActorCriticPolicy) -> Iterator[None]:
+    """
+    :param policy: The policy
+    :raises ValueError: If PyTorch says that there is no second derivative of it
+    """
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError among them
+        if "derivative" not in str(error):
+            raise
+        raise ValueError(
+            f"`natural_gradient=True` needs layers that can be differentiated twice, got {type(policy).__name__}, for which "
+            f"PyTorch says: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def solve(product: Callable[[th.Tensor], th.Tensor], gradient: th.Tensor, cg_max_steps: int, cg_damping: float) -> th.Tensor:
+    r"""
+    A multiple of the solution :math:`x` of :math:`(F + \lambda I) x = g` by the conjugate gradient method.
+
+    :param product: Multiplies :math:`F` with a vector
+    :param gradient: :math:`g`, finite and not zero, shape ``(n_parameters,)``
+    :param cg_max_steps: Largest number of steps
+    :param cg_damping: :math:`\lambda`
+    :return: A positive multiple of :math:`x`
+    """
+    # In two steps: the squares of numbers that are very small or large would leave the range of float32
+    gradient = gradient / gradient.abs().max()
+    gradient = gradient * (SOLVER_NORM / th.linalg.vector_norm(gradient))
+    with _fixed_noise(gradient.device):
+        return conjugate_gradient_solver(
+            lambda vector: product(vector) + cg_damping * vector,
+            gradient,
+            max_iter=cg_max_steps,
+            residual_tol=(RESIDUAL_TOLERANCE * SOLVER_NORM) ** 2,
+        )
+
+
+def scaled_step(product: Callable[[th.Tensor], th.Tensor], direction: th.Tensor, target_kl: float) -> th.Tensor:
+    r"""
+    The multiple :math:`s` of a direction whose KL divergence to second order, :math:`\frac{1}{2} s^\top F s`, is
+    ``target_kl``.
+
+    :param product: Multiplies :math:`F`, without damping, with a vector
+    :param direction: The direction, shape ``(n_parameters,)``
+    :param target_kl: The divergence
+    :return: The step
+    :raises NoDirectionError: If the divergence does not change along the direction
+    :raises ValueError: If the direction is not finite
+    """
+    curvature = float(direction.dot(product(direction)))
+    if not 0.0 < curvature < math.inf:  # NaN, too, where the direction is not finite
+        # Never below zero except by rounding
+        error = NoDirectionError if math.isfinite(curvature) else ValueError
+        raise error(
+            "The natural gradient needs a finite direction along which the policy changes, got one with a Fisher information "
+            f"of {curvature} (a larger `cg_damping` makes the equations easier to solve)."
+        )
+    step = math.sqrt(2.0 * target_kl / curvature) * direction
+    if not step.isfinite().all():
+        raise ValueError("The natural gradient needs a finite direction, got a step with NaN or infinity.")
+    return step
+
+
+def sub_sample(n_timesteps: int, factor: int, workers: Alone) -> th.Tensor:
+    """
+    One timestep of each ``factor`` that follow each other, drawn: a fixed stride would meet episodes of the same length at
+    the same timesteps. The draws are the same in each update, and do not depend on how workers have divided the batch.
+
+    :param n_timesteps: Number of timesteps of this worker
+    :param factor: How many to draw one from
+    :param workers: The workers, whose timesteps follow each other
+    :return: The timesteps, in order; of all workers together at least one
+    """
+    counts = workers.gather(n_timesteps)
+    first, total = sum(counts[: workers.rank]), sum(counts)
+    factor = min(factor, total)
+    starts = np.arange(0, total, factor)
+    sizes = np.minimum(factor, total - starts)
+    drawn = starts + (np.random.default_rng(0).random(len(starts)) * sizes).astype(np.int64) - first
+    return th.from_numpy(drawn[(drawn >= 0) & (drawn < n_timesteps)])
+
+
+@contextmanager
+def _fixed_noise(device: th.device, noise: th.Tensor | None = None) -> Iterator[None]:
+    """
+    The solver starts from random numbers. With these they are the same in all workers, and none are taken from the
+    generator that the actions come from.
+    """
+    generator = _generator(device)
+    state = generator.get_state()
+    if noise is None:
+        generator.manual_seed(0)
+    else:
+        generator.set_state(noise)
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
+def _generator(device: th.device) -> th.Generator:
+    return th.cuda.default_generators[device.index] if device.type == "cuda" else th.default_generator

@@ -1,0 +1,51 @@
+"""How far apart two policies are."""
+
+import torch as th
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent
+from torch.nn.functional import softplus
+
+from sb3_reinforce.actor_critic.actor_critic import ActorCritic
+from sb3_reinforce.actor_critic.batch import Batch
+from sb3_reinforce.distributed.workers import Alone
+
+
+def approximate_kl(actor_critic: ActorCritic, batch: Batch, old_log_probs: th.Tensor, workers: Alone) -> float:
+    """
+    How far an update moved the policy, measured after it (http://joschu.net/blog/kl-approx.html).
+
+    :param actor_critic: The policy
+    :param batch: The batch
+    :param old_log_probs: Log-probabilities of the actions before the update, shape ``(n_timesteps,)``
+    :param workers: The workers, over whose timesteps the mean is taken
+    :return: Estimate of the KL divergence of the new policy from the old one
+    """
+    log_ratio = actor_critic.log_probs(batch) - old_log_probs
+    return workers.mean(th.exp(log_ratio) - 1 - log_ratio)
+
+
+def kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
+    """
+    The KL divergence. PyTorch's own is infinite as soon as a probability rounds to 0 or 1 (that of a Bernoulli from a logit of
+    17 on); these are taken from the logits.
+
+    :param old: A distribution
+    :param new: One of the same kind
+    :return: The divergence of the new one from the old one, the batch shape of the two
+    """
+    if isinstance(old, Independent) and isinstance(new, Independent):
+        divergence = kl_divergence(old.base_dist, new.base_dist)
+        for _ in range(old.reinterpreted_batch_ndims):  # none, too
+            divergence = divergence.sum(-1)
+        return divergence
+    if isinstance(old, Bernoulli) and isinstance(new, Bernoulli):
+        one = _expected(th.sigmoid(old.logits), softplus(-new.logits), softplus(-old.logits))
+        return one + _expected(th.sigmoid(-old.logits), softplus(new.logits), softplus(old.logits))
+    if isinstance(old, Categorical) and isinstance(new, Categorical):
+        return _expected(old.probs, old.logits, new.logits).sum(-1)
+    return th.distributions.kl_divergence(old, new)
+
+
+def _expected(probs: th.Tensor, minuend: th.Tensor, subtrahend: th.Tensor) -> th.Tensor:
+    """Probabilities times a difference; nothing where the probability is zero, as of a masked action, whose logit is -inf."""
+    never = probs == 0
+    return probs * (minuend.masked_fill(never, 0.0) - subtrahend.masked_fill(never, 0.0))

@@ -1,0 +1,326 @@
+r"""
+The natural policy step: along :math:`F^{-1} g` instead of :math:`g`, to a given KL divergence (Kakade, 2001).
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+from torch.distributions import Distribution
+
+from sb3_reinforce.actor_critic.actor_critic import ActorCritic
+from sb3_reinforce.actor_critic.batch import Batch
+from sb3_reinforce.actor_critic.parameters import Parameters, trainable
+from sb3_reinforce.actor_critic.state import detached, evaluation_mode, forget_graphs, kept_buffers, restored_on_error
+from sb3_reinforce.arguments import check_number
+from sb3_reinforce.distributed.workers import ALONE, Alone
+from sb3_reinforce.update.fisher import Fisher, NoDirectionError, scaled_step, second_derivative_named, solve, sub_sample
+from sb3_reinforce.update.gradients import Gradients
+from sb3_reinforce.update.kl import kl_divergence
+from sb3_reinforce.update.policy_step import OptimizerStep, gradient_step
+
+#: From this multiple of its target on, a step's divergence is worth a warning, if it is at least the second number
+OVERSHOOT, LEAST_OVERSHOOT = 10.0, 1e-3
+#: From this multiple of its target on, a step is undone, if the divergence is at least the second number: it would end the
+#: learning for good where it makes a policy sure of the wrong action
+TOO_FAR, LEAST_TOO_FAR = 100.0, 0.1
+#: What is smaller than this, relative to what it is a sum of, is a rounding error
+ROUNDING = 4 * th.finfo(th.float32).eps
+
+
+class TooFarError(ValueError):
+    """
+    The second-order divergence says nothing of where a step would lead.
+
+    :param message: How far it would have gone
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+
+
+class Settings(NamedTuple):
+    """
+    How a natural step is computed, see :class:`sb3_reinforce.REINFORCE`.
+
+    :param target_kl: The second-order KL divergence of the step, averaged over all timesteps
+    :param cg_max_steps: Largest number of steps of the conjugate gradient method
+    :param cg_damping: Multiple of the identity that is added to the Fisher information when solving
+    :param sub_sampling_factor: The equations are solved with the Fisher information of one timestep out of this many
+    """
+
+    target_kl: float
+    cg_max_steps: int
+    cg_damping: float
+    sub_sampling_factor: int
+
+
+class NaturalStep(OptimizerStep):
+    """
+    Moves the actor along its natural gradient, if that has a direction, and the critic with the policy's optimizer.
+
+    :param model: The model that it belongs to
+    """
+
+    # The value loss would move the policy through shared layers, far beyond the divergence
+    moves_shared_layers = False
+
+    _warned_of_direction = False
+    _warned_of_overshoot = False
+    _warned_of_undoing = False
+
+    def check(self) -> None:
+        check_policy(self.model.actor_critic)
+
+    def begin(self) -> None:
+        model = self.model
+        self.check()
+        check_second_derivative(model.actor_critic)
+        for progress_remaining in (1.0, model._current_progress_remaining, 0.0):
+            self._target_kl_at(progress_remaining)
+        model._reward_found = any(model.workers.gather(model._reward_found))
+
+    def take(self, gradients: Gradients, batch: Batch, weights: th.Tensor, parameters: Parameters) -> dict[str, float]:
+        if not parameters.actor:
+            return super().take(gradients, batch, weights, parameters)
+        logs = self._move_actor(gradients.actor, batch, weights, parameters.actor)
+        # The optimizer moves what the critic's loss reaches, and leaves out parameters without a gradient
+        optimizer, joint = self.model.policy.optimizer, self.joint(parameters)
+        gradient_step(optimizer, gradients._replace(actor=[]), [], joint, self.model.max_grad_norm)
+        return logs
+
+    def _move_actor(
+        self, gradient: list[th.Tensor], batch: Batch, weights: th.Tensor, parameters: list[th.nn.Parameter]
+    ) -> dict[str, float]:
+        model = self.model
+        target_kl = self._target_kl_at(model._current_progress_remaining)
+        settings = Settings(target_kl, model.cg_max_steps, model.cg_damping, model.sub_sampling_factor)
+        norm = divergence = 0.0
+        try:
+            # Also with an entropy bonus: for that alone no step is worth its full length
+            self._check_reward_found()
+            check_advantages(batch, model.normalize_advantage, model.workers)
+            norm, divergence = natural_step(model.actor_critic, batch, weights, gradient, parameters, settings, model.workers)
+            if divergence > max(OVERSHOOT * target_kl, LEAST_OVERSHOOT) and not self._warned_of_overshoot:
+                self._warned_of_overshoot = True
+                warn_of_length(
+                    f"A natural step moved the policy by a KL divergence of {divergence:.3g}, with `target_kl` at "
+                    f"{target_kl:.3g}."
+                )
+        except NoDirectionError as error:
+            # A solved task has such batches, as has one whose reward is yet to be found: the next one may be different
+            if not self._warned_of_direction:
+                warnings.warn(f"{error} No natural step is made in such updates.", UserWarning, stacklevel=2)
+                self._warned_of_direction = True
+        except TooFarError as error:
+            if not self._warned_of_undoing:
+                self._warned_of_undoing = True
+                warn_of_length(str(error))
+        return {"grad_norm": norm, "kl_divergence": divergence, "target_kl": target_kl}
+
+    def _target_kl_at(self, progress_remaining: float) -> float:
+        target_kl = self.model.target_kl
+        if callable(target_kl):
+            target_kl = target_kl(progress_remaining)
+        if isinstance(target_kl, (th.Tensor, np.ndarray)) and math.prod(target_kl.shape) == 1:
+            target_kl = target_kl.item()
+        check_number("target_kl", target_kl, 0)  # a schedule may end at zero
+        return float(target_kl)
+
+    def _check_reward_found(self) -> None:
+        """
+        :raises NoDirectionError: If no reward other than zero has ever been recorded, so that what the critic finds better or
+            worse is its own error
+        """
+        model = self.model
+        if not model._reward_found:
+            # SB3's own buffer has the critic's value in the last reward of a truncated episode, which then counts as found
+            model._reward_found = any(model.workers.gather(bool(np.any(model.rollout_buffer.rewards))))
+        if not model._reward_found:
+            raise NoDirectionError("The natural gradient needs a direction: all rewards so far were zero.")
+
+
+def warn_of_length(what: str) -> None:
+    """
+    :param what: What a natural step has come to
+    """
+    warnings.warn(
+        f"{what} Its length is measured to second order, which does not reach far enough where the policy is nearly "
+        "deterministic, or the damping nearly zero. A smaller `target_kl`, a little entropy (`ent_coef`) or a larger "
+        "`cg_damping` helps. `train/kl_divergence` shows the steps that were made.",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def natural_step(
+    actor_critic: ActorCritic,
+    batch: Batch,
+    weights: th.Tensor,
+    gradient: Sequence[th.Tensor],
+    parameters: Sequence[th.nn.Parameter],
+    settings: Settings,
+    workers: Alone,
+) -> tuple[float, float]:
+    r"""
+    Descend a loss along its natural gradient (Kakade, 2001): :math:`\theta \leftarrow \theta - \alpha F^{-1} g`.
+
+    :param actor_critic: The policy
+    :param batch: The batch
+    :param weights: Weights of the log-probabilities in the gradient, shape ``(n_timesteps,)``
+    :param gradient: Gradient of the loss, for each parameter
+    :param parameters: Those parameters, none of them frozen
+    :param settings: Size of the step, and how it is solved for
+    :param workers: The workers, each of which has a part of the batch and the gradient of all of it
+    :return: Norm of the gradient, and KL divergence of the policy from what it was before, averaged over the timesteps
+    :raises NoDirectionError: If the gradient is zero, up to rounding, or the policy does not change along it
+    :raises TooFarError: If the step would go so far that its second-order divergence says nothing
+    :raises ValueError: If the gradient or the step is not finite. In all cases the weights are then as they were
+    """
+    # In float64, which not every device has
+    norm = float(th.linalg.vector_norm(th.cat([part.flatten() for part in gradient]).cpu().double()))
+    if not math.isfinite(norm):
+        raise ValueError(f"The gradient of the policy must be finite, got a norm of {norm}.")
+    with kept_buffers(actor_critic.policy), second_derivative_named(actor_critic.policy):
+        fisher = sampled = Fisher(actor_critic, batch, parameters, workers)
+        if settings.sub_sampling_factor > 1:  # how far the policy moves is a matter of all timesteps
+            rows = sub_sample(len(batch), settings.sub_sampling_factor, workers).to(batch.actions.device)
+            sampled = Fisher(actor_critic, batch.part(rows), fisher.parameters, workers, keep=True)
+        of_parameter = dict(zip(parameters, gradient, strict=True))
+        flat = [of_parameter[parameter].flatten() for parameter in fisher.parameters]
+        if not any(part.any() for part in flat):
+            raise NoDirectionError("The natural gradient needs a direction, got a policy gradient of zero.")
+        direction = solve(sampled, th.cat(flat), settings.cg_max_steps, settings.cg_damping)
+        step = scaled_step(fisher, direction, settings.target_kl)
+    check_gain(float(th.cat(flat).dot(step)), weights, settings.target_kl, workers)
+    return norm, _descend(actor_critic, batch, fisher, step, settings.target_kl, workers)
+
+
+def _descend(
+    actor_critic: ActorCritic, batch: Batch, fisher: Fisher, step: th.Tensor, target_kl: float, workers: Alone
+) -> float:
+    """Subtract a step from the parameters, unless it goes too far; returns the divergence."""
+    before = distributions_as_it_acts(actor_critic, batch)
+    with restored_on_error(fisher.parameters):
+        with th.no_grad():
+            sizes = [parameter.numel() for parameter in fisher.parameters]
+            for parameter, part in zip(fisher.parameters, step.split(sizes), strict=True):
+                parameter.sub_(part.view_as(parameter))
+        total = th.tensor([divergence_from(before, actor_critic, batch)])
+        workers.add_up([total])
+        divergence = float(total) / fisher.n_timesteps
+        if not divergence <= max(TOO_FAR * target_kl, LEAST_TOO_FAR):
+            raise TooFarError(
+                f"A natural step would have moved the policy by a KL divergence of {divergence:.3g}, with `target_kl` at "
+                f"{target_kl:.3g}, and was left out."
+            )
+    return divergence
+
+
+def distributions_as_it_acts(actor_critic: ActorCritic, batch: Batch) -> list[Distribution]:
+    """
+    :param actor_critic: The policy
+    :param batch: A batch
+    :return: The distributions of all timesteps' actions, without dropout and the like
+    """
+    with evaluation_mode(actor_critic.policy), th.no_grad():
+        return [detached(one) for piece in actor_critic.pieces(batch) for one in actor_critic.distributions(piece)]
+
+
+def divergence_from(before: Sequence[Distribution], actor_critic: ActorCritic, batch: Batch) -> float:
+    """
+    :param before: The distributions that the policy had
+    :param actor_critic: The policy
+    :param batch: The batch
+    :return: The sum over all timesteps of the KL divergences of the policy from what it was
+    """
+    try:
+        after = distributions_as_it_acts(actor_critic, batch)
+    except ValueError:  # PyTorch refuses what is out of all bounds, such as a deviation of zero
+        return math.inf
+    return sum(float(kl_divergence(old, new).sum()) for old, new in zip(before, after, strict=True))
+
+
+def check_policy(actor_critic: ActorCritic) -> None:
+    """
+    :param actor_critic: The policy. One that has no output for an observation that is drawn is not looked at
+    :raises ValueError: If the KL divergence between its distributions is not known
+    """
+    batch = actor_critic.drawn_batch()
+    if batch is None:
+        return
+    with evaluation_mode(actor_critic.policy), th.no_grad():
+        for distribution in actor_critic.distributions(batch):
+            try:
+                kl_divergence(distribution, distribution)
+            except NotImplementedError as error:
+                raise ValueError(
+                    "`natural_gradient=True` needs a distribution with a KL divergence in `torch.distributions`, "
+                    f"got {type(distribution).__name__} of {type(actor_critic.policy).__name__}."
+                ) from error
+
+
+def check_second_derivative(actor_critic: ActorCritic) -> None:
+    """
+    :param actor_critic: The policy. One that has no output for an observation that is drawn is looked at when it first steps
+    :raises ValueError: If its distribution cannot be differentiated twice by the actor's parameters
+    """
+    policy, batch = actor_critic.policy, actor_critic.drawn_batch()
+    if batch is None:
+        return
+    actor, _ = actor_critic.split()
+    parameters = trainable(parameter for parameter in policy.parameters() if parameter in actor)
+    try:
+        with evaluation_mode(policy), th.enable_grad(), second_derivative_named(policy):
+            fisher = Fisher(actor_critic, batch, parameters, ALONE)
+            if fisher.parameters:
+                fisher(th.cat([th.ones_like(parameter).flatten() for parameter in fisher.parameters]))
+    finally:
+        forget_graphs(policy)
+
+
+def check_advantages(batch: Batch, normalize_advantage: bool, workers: Alone) -> None:
+    """
+    The natural step is as long for a small gradient as for a large one, so rounding errors must not pass for advantages.
+
+    :param batch: A batch, with advantages that are not normalized, and the returns that they are differences of
+    :param normalize_advantage: Whether their mean will be subtracted
+    :param workers: The workers, of whose advantages one other than zero is enough
+    :raises NoDirectionError: If the advantages are all zero, up to rounding
+    """
+    of_advantages, of_returns = (workers.moments(array.cpu().numpy()) for array in (batch.advantages, batch.returns))
+    if normalize_advantage and of_advantages.n > 1:
+        size = math.sqrt(of_advantages.deviation / of_advantages.n)
+    else:
+        size = of_advantages.root_mean_square
+    if size <= ROUNDING * of_returns.root_mean_square:
+        what = "differ" if normalize_advantage else "be other than zero"
+        raise NoDirectionError(
+            f"The natural gradient needs a direction: the advantages must {what}, got a deviation of {size} for returns of "
+            f"about {of_returns.root_mean_square}."
+        )
+
+
+def check_gain(gain: float, weights: th.Tensor, target_kl: float, workers: Alone) -> None:
+    r"""
+    Along the step :math:`s` the objective rises by :math:`\sum_t w_t x_t` with :math:`x_t = s^\top \nabla \log \pi(a_t|s_t)`,
+    whose mean square under the policy is :math:`s^\top F s`, twice the divergence. Where the policy is nearly sure of its
+    actions, the terms cancel: what is then left of a batch without a rare action is rounding, and scaled to a step of
+    full length it would point anywhere.
+
+    :param gain: By how much, to first order, the loss falls along the step
+    :param weights: :math:`w_t`, shape ``(n_timesteps,)``
+    :param target_kl: Divergence of the step
+    :param workers: The workers, over whose timesteps the sum runs
+    :raises NoDirectionError: If the sum is zero, up to rounding
+    """
+    of_weights = workers.moments(weights.cpu().numpy())
+    most = of_weights.n * of_weights.root_mean_square * math.sqrt(2.0 * target_kl)
+    if not gain >= ROUNDING * most:  # NaN, too
+        raise NoDirectionError(
+            f"The natural gradient needs a direction, got one along which the objective rises by {gain:.3g}, a rounding error "
+            f"beside the {most:.3g} that it could."
+        )
