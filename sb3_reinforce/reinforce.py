@@ -8,7 +8,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
@@ -16,25 +16,14 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce import files
+from sb3_reinforce import arguments, files
 from sb3_reinforce.actor_critic.actor_critic import ActorCritic, make_actor_critic
 from sb3_reinforce.actor_critic.batch import Batch
-from sb3_reinforce.actor_critic.parameters import group_parameters, use_fused_adam
+from sb3_reinforce.actor_critic.parameters import group_parameters, set_critic_rate, use_fused_adam
 from sb3_reinforce.actor_critic.sampler import reset_noise, to_environment
 from sb3_reinforce.actor_critic.state import all_or_nothing, forget_graphs
-from sb3_reinforce.arguments import (
-    as_plain_number,
-    check_arguments,
-    check_holds_two_episodes,
-    check_names,
-    check_policy_class,
-    check_positive_int,
-    constructor_arguments,
-)
 from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
-from sb3_reinforce.distributed.process_group import local_device, n_launched
-from sb3_reinforce.distributed.sharing import Report
-from sb3_reinforce.distributed.workers import ALONE, Alone
+from sb3_reinforce.distributed import ALONE, Alone, local_device, n_launched
 from sb3_reinforce.finite import check_finite, without_underflow
 from sb3_reinforce.monte_carlo.baselines import Baseline, BaselineFunction, make_baseline
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -42,12 +31,12 @@ from sb3_reinforce.rollout import sb3_buffer
 from sb3_reinforce.rollout.callback_locals import RolloutCallbacks
 from sb3_reinforce.rollout.observations import check_statistics, check_step, judged_observations
 from sb3_reinforce.rollout.player import Player
-from sb3_reinforce.rollout.recorder import Recorder
 from sb3_reinforce.update.critic import fit_critic
 from sb3_reinforce.update.gradients import Gradients, add_up, check_losses, check_weights, estimate_gradients, log_prob_weights
 from sb3_reinforce.update.kl import approximate_kl
 from sb3_reinforce.update.policy_step import OptimizerStep, PolicyStep
 
+FilePath = str | pathlib.Path | io.BufferedIOBase
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
 
@@ -148,8 +137,7 @@ class REINFORCE(OnPolicyAlgorithm):
     #: of the optimizer, or the natural one
     policy_step_class: type[PolicyStep] | None = None
 
-    # Whether any reward other than zero has been recorded
-    _reward_found = False
+    _reward_found = False  # other than zero
     _warned_of_horizon = False
 
     def __init__(
@@ -241,7 +229,7 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_arguments()  # `load` sets attributes without the constructor
-        check_policy_class(self.policy_class)
+        arguments.check_policy_class(self.policy_class)
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
@@ -255,10 +243,10 @@ class REINFORCE(OnPolicyAlgorithm):
         self.policy_step.check()
 
     def _check_arguments(self) -> None:
-        check_arguments(vars(self))
+        arguments.check_arguments(vars(self))
         for name in inspect.signature(REINFORCE).parameters:
             if hasattr(self, name):
-                setattr(self, name, as_plain_number(getattr(self, name)))
+                setattr(self, name, arguments.as_plain_number(getattr(self, name)))
 
     def _check_environment(self) -> None:
         """The checks of arguments that depend on the environments."""
@@ -266,7 +254,7 @@ class REINFORCE(OnPolicyAlgorithm):
             raise ValueError("There is no environment to learn from, pass one to `load` or `set_env`.")
         baseline = make_baseline(self.baseline)
         if baseline.of_others:
-            check_holds_two_episodes(self.env.num_envs * n_launched(), self.n_steps, self.n_episodes, self.baseline)
+            arguments.check_holds_two_episodes(self.env.num_envs * n_launched(), self.n_steps, self.n_episodes, self.baseline)
         baseline.check(self.env, get_flattened_obs_dim(self.env.observation_space))
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -327,8 +315,7 @@ class REINFORCE(OnPolicyAlgorithm):
         :return: ``False`` if the callback stopped the rollout, which leaves the buffer unfinished
         :raises ValueError: If an observation, a reward or the output of the policy is not finite
         """
-        self._n_timesteps_before = self.num_timesteps
-        self._player.pass_on_discounts(rollout_buffer)
+        self._player.begin(rollout_buffer)
         if not isinstance(rollout_buffer, EpisodeRolloutBuffer):
             return self._collect_with_sb3(env, callback, rollout_buffer, n_rollout_steps)
         self.policy.set_training_mode(False)
@@ -360,7 +347,7 @@ class REINFORCE(OnPolicyAlgorithm):
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
-                return self._share_rollout(callback, self._report(goes_on=False)).goes_on
+                return self._player.share(callback, goes_on=False).goes_on
 
             recording = recorder.recording
             check_step(judged(new_obs), rewards, recording, timestep, self._vec_normalize_env)  # type: ignore[arg-type]
@@ -376,7 +363,7 @@ class REINFORCE(OnPolicyAlgorithm):
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
         n_steps = recorder.n_vector_steps
-        if not self._finish_rollout(callback, rollout_buffer, recorder, values_known):
+        if not self._player.finish(callback, rollout_buffer, recorder, values_known):
             return False
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -385,54 +372,19 @@ class REINFORCE(OnPolicyAlgorithm):
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(*self.workers.logged_at_once(infos, dones))  # type: ignore[arg-type]
 
-    @np.errstate(under="ignore")
-    def _finish_rollout(
-        self, callback: BaseCallback, buffer: EpisodeRolloutBuffer, recorder: Recorder, values_known: bool
-    ) -> bool:
-        """Compute returns and advantages of a recorded rollout, unless another worker was stopped."""
-        cut, cuts_expected, limits = bool(recorder.cut), recorder.cuts_expected, self._player.limits
-        report = self._share_rollout(callback, self._report(True, buffer.pos, len(recorder.episodes), cut, cuts_expected))
-        if report.goes_on:
-            limits.note(report.cuts_expected)
-            self._player.finish(buffer, recorder, values_known)
-            limits.note(report.cut)  # known too late for the baseline of this rollout
-        return report.goes_on
-
-    def _report(self, goes_on: bool, *recorded: Any) -> Report:
-        return Report(goes_on, self.num_timesteps - self._n_timesteps_before, *recorded)
-
-    def _share_rollout(self, callback: BaseCallback, report: Report) -> Report:
-        """The end of this worker's rollout, and of those of all others: count and log what was played together."""
-        report = self.workers.share_rollout(self, callback, report)
-        self.num_timesteps = self._n_timesteps_before + report.n_played
-        super()._update_info_buffer(list(report.infos), np.ones(len(report.infos), dtype=bool))
-        if not report.goes_on:
-            # The environments stand in the middle of episodes that are never used: start afresh next time
-            self._last_obs = None
-            return report
-        self.logger.record("rollout/n_episodes", report.n_episodes)
-        self.logger.record("rollout/n_steps", report.n_timesteps)
-        self.logger.record("rollout/discarded_fraction", 1.0 - report.n_timesteps / report.n_played)
-        return report
-
     def _collect_with_sb3(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """The fixed-length rollout of a user's own buffer, by SB3's own calls."""
-        try:
+        with sb3_buffer.refused_observations_named(self, rollout_buffer):
             completed = super().collect_rollouts(env, self.workers.postponed(callback), rollout_buffer, n_rollout_steps)
-        except ValueError:
-            # If the policy refused an observation, say which
-            check_finite("observation", self._last_obs, lambda env_id: rollout_buffer.pos, of="the rollout")  # type: ignore[arg-type]
-            raise
         if not completed:
-            return self._share_rollout(callback, self._report(goes_on=False)).goes_on
-        sb3_buffer.check_filled_buffer(rollout_buffer)
+            return self._player.share(callback, goes_on=False).goes_on
         episodes = sb3_buffer.pieces_of_episodes(rollout_buffer)
-        report = self._share_rollout(callback, self._report(True, episodes.n_timesteps, len(episodes)))
-        if report.goes_on:
+        goes_on = self._player.share(callback, True, episodes.n_timesteps, len(episodes)).goes_on
+        if goes_on:
             self.workers.end_rollout(callback)
-        return report.goes_on
+        return goes_on
 
     # Weigh and step
 
@@ -495,21 +447,20 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def _record_update(self, gradients: Gradients, logs: dict[str, float]) -> None:
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/entropy_loss", gradients.entropy_loss)
-        self.logger.record("train/policy_loss", gradients.policy_loss)
-        for name, value in logs.items():
-            self.logger.record(f"train/{name}", value)
+        logs = {"entropy_loss": gradients.entropy_loss, "policy_loss": gradients.policy_loss, **logs}
         if self.uses_critic:
             values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
-            self.logger.record("train/value_loss", gradients.value_loss)
-            self.logger.record("train/explained_variance", self.workers.explained_variance(values, returns))
+            logs["value_loss"] = gradients.value_loss
+            logs["explained_variance"] = self.workers.explained_variance(values, returns)
         if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+            logs["std"] = th.exp(self.policy.log_std).mean().item()
+        for name, value in logs.items():
+            self.logger.record(f"train/{name}", value)
 
     # Schedules
 
     def _setup_lr_schedule(self) -> None:
-        self.learning_rate = as_plain_number(self.learning_rate)  # SB3 knows no numbers of NumPy's
+        self.learning_rate = arguments.as_plain_number(self.learning_rate)  # SB3 knows no numbers of NumPy's
         super()._setup_lr_schedule()
         self._made_schedule = (self.learning_rate, self.lr_schedule)
 
@@ -523,14 +474,10 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.learning_rate != learning_rate and self.lr_schedule is schedule:  # else a schedule was set by hand, too
             self._setup_lr_schedule()
         super()._update_learning_rate(optimizers)
-        if self.critic_learning_rate is None:
-            return
-        rate = self.critic_learning_rate
-        critic_rate = FloatSchedule(rate if callable(rate) else float(rate))(self._current_progress_remaining)
-        for group in self.policy.optimizer.param_groups:
-            if group["critic"]:
-                group["lr"] = critic_rate
-        self.logger.record("train/critic_learning_rate", critic_rate)
+        if self.critic_learning_rate is not None:
+            rate = FloatSchedule(arguments.as_plain_number(self.critic_learning_rate))(self._current_progress_remaining)
+            set_critic_rate(self.policy.optimizer, rate)
+            self.logger.record("train/critic_learning_rate", rate)
 
     # Learn
 
@@ -554,9 +501,7 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callback, progress_bar = self.workers.callbacks(callback, progress_bar)
-        callbacks = callback if isinstance(callback, list) else [] if callback is None else [callback]
-        children = [child if isinstance(child, BaseCallback) else ConvertCallback(child) for child in callbacks]
-        return super()._init_callback(RolloutCallbacks(children), progress_bar)
+        return super()._init_callback(RolloutCallbacks.of(callback), progress_bar)
 
     def learn(
         self: SelfREINFORCE,
@@ -568,7 +513,7 @@ class REINFORCE(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfREINFORCE:
         if log_interval is not None:
-            check_positive_int("log_interval", log_interval)
+            arguments.check_positive_int("log_interval", log_interval)
         try:
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         except BaseException as error:
@@ -584,7 +529,7 @@ class REINFORCE(OnPolicyAlgorithm):
     @classmethod
     def load(
         cls: type[SelfREINFORCE],
-        path: str | pathlib.Path | io.BufferedIOBase,
+        path: FilePath,
         env: GymEnv | None = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
@@ -593,8 +538,8 @@ class REINFORCE(OnPolicyAlgorithm):
         **kwargs: Any,
     ) -> SelfREINFORCE:
         # As SB3 does, but refuse arguments that do not exist, and take over the policies of other algorithms
-        known = {*constructor_arguments(cls), *inspect.signature(super().load).parameters}
-        check_names(kwargs, known, f"{cls.__name__}.load")
+        known = {*arguments.constructor_arguments(cls), *inspect.signature(super().load).parameters}
+        arguments.check_names(kwargs, known, f"{cls.__name__}.load")
         path = files.own_or_converted(cls.__name__, path, device, custom_objects)
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
@@ -602,10 +547,7 @@ class REINFORCE(OnPolicyAlgorithm):
         return files.with_names(super().get_parameters(), self.policy)
 
     def set_parameters(
-        self,
-        load_path_or_dict: str | TensorDict,
-        exact_match: bool = True,
-        device: th.device | str = "auto",
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         # As SB3 does, but all or nothing, and also those of A2C or PPO. The state of an optimizer that is not like this
         # one's is not taken over, with a warning; the optimizer then starts anew
@@ -613,17 +555,12 @@ class REINFORCE(OnPolicyAlgorithm):
         with files.fitted(load_path_or_dict, self.policy, expected, exact_match, device) as parameters:
             super().set_parameters(parameters, exact_match, device)
 
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
+    def save(self, path: FilePath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         with self.workers.whole_file(path) as file:
             super().save(file, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["workers", "_seeded_env", "_player", "_policy_step", "_n_timesteps_before", "_made_schedule"]
+        own = ["workers", "_seeded_env", "_player", "_policy_step", "_made_schedule"]
         return [*super()._excluded_save_params(), *own]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -101,3 +101,13 @@ def use_fused_adam(optimizer: th.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             if group["fused"] is None and not any(group[extra] for extra in ("foreach", "capturable", "differentiable")):
                 group["fused"] = True
+
+
+def set_critic_rate(optimizer: th.optim.Optimizer, rate: float) -> None:
+    """
+    :param optimizer: The policy's optimizer, with groups that are divided
+    :param rate: The learning rate of the critic's own parameters
+    """
+    for group in optimizer.param_groups:
+        if group["critic"]:
+            group["lr"] = rate

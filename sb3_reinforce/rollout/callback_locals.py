@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_reinforce.actor_critic.sampler import of_space
@@ -76,6 +77,15 @@ class RolloutCallbacks(CallbackList):
 
     def __init__(self, callbacks: list[BaseCallback]):
         super().__init__(callbacks)
+
+    @classmethod
+    def of(cls, callback: MaybeCallback) -> "RolloutCallbacks":
+        """
+        :param callback: Argument of ``learn``
+        :return: All of it
+        """
+        callbacks: list[Any] = callback if isinstance(callback, list) else [] if callback is None else [callback]
+        return cls([child if isinstance(child, BaseCallback) else ConvertCallback(child) for child in callbacks])
 
     def on_training_start(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
         """

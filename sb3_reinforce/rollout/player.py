@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.actor_critic.sampler import PolicySampler, reset_noise
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
+from sb3_reinforce.distributed import Report
 from sb3_reinforce.rollout.advantages import AdvantageEstimator
 from sb3_reinforce.rollout.episode_infos import info_of_cut_episode
 from sb3_reinforce.rollout.limits import EpisodeLimits
@@ -31,6 +34,7 @@ class Player:
         self._rng: np.random.Generator | None = None
         # Timestep that each environment has reached in an episode that the next rollout goes on with
         self._reached_timesteps: list[int] = []
+        self._n_timesteps_before = 0
         self._discounts = (model.gamma, model.gae_lambda)
 
     def seed(self, seed: int) -> None:
@@ -39,12 +43,14 @@ class Player:
         """
         self._rng, self._sampler = np.random.default_rng(seed), None
 
-    def pass_on_discounts(self, buffer: RolloutBuffer) -> None:
+    def begin(self, buffer: RolloutBuffer) -> None:
         """
-        The buffer has its own copies of the discounts. One that was set by hand there, as with SB3's algorithms, stays.
+        Begin a rollout.
 
-        :param buffer: The buffer
+        :param buffer: The buffer that it is recorded in. It has its own copies of the discounts; one that was set by hand
+            there, as with SB3's algorithms, stays
         """
+        self._n_timesteps_before = self.model.num_timesteps
         discounts = (self.model.gamma, self.model.gae_lambda)
         if discounts != self._discounts:
             buffer.gamma, buffer.gae_lambda = self._discounts = discounts
@@ -100,19 +106,52 @@ class Player:
         """
         return [info_of_cut_episode(env, env_id, self.limits.horizons[env_id], infos[env_id]) for env_id in env_ids]
 
-    def finish(self, buffer: EpisodeRolloutBuffer, recorder: Recorder, values_known: bool) -> None:
+    @np.errstate(under="ignore")
+    def finish(self, callback: BaseCallback, buffer: EpisodeRolloutBuffer, recorder: Recorder, values_known: bool) -> bool:
         """
-        Compute values, returns and advantages of a recorded rollout.
+        Compute values, returns and advantages of a recorded rollout, unless another worker was stopped.
 
+        :param callback: The callback
         :param buffer: The buffer, to which all of it has been added
         :param recorder: What has recorded it
         :param values_known: Whether the values were added, too
+        :return: ``False``: a worker was stopped
         """
-        model = self.model
+        model, limits = self.model, self.limits
         episodes, recorded = recorder.result()
+        cuts = bool(recorder.cut), recorder.cuts_expected
+        report = self.share(callback, True, episodes.n_timesteps, len(episodes), *cuts)
+        if not report.goes_on:
+            return False
+        limits.note(report.cuts_expected)
         buffer.finish(episodes)
         AdvantageEstimator.of(model).fill(buffer, recorded, model.actor_critic, values_known)
+        limits.note(report.cut)  # known too late for the baseline of this rollout
         self._reached_timesteps = recorder.next_timesteps
         if recorder.cut and not model._warned_of_horizon:
             model._warned_of_horizon = True
-            self.limits.warn_of_cut(recorder.cut)
+            limits.warn_of_cut(recorder.cut)
+        return True
+
+    def share(self, callback: BaseCallback, goes_on: bool, *recorded: Any) -> Report:
+        """
+        The end of this worker's rollout, and of those of all others: count and log what was played together.
+
+        :param callback: The callback
+        :param goes_on: ``False``: it has stopped this worker
+        :param recorded: The other fields of the :class:`~sb3_reinforce.distributed.Report`
+        :return: The sums over all workers
+        """
+        model = self.model
+        report = Report(goes_on, model.num_timesteps - self._n_timesteps_before, *recorded)
+        report = model.workers.share_rollout(model, callback, report)
+        model.num_timesteps = self._n_timesteps_before + report.n_played
+        OnPolicyAlgorithm._update_info_buffer(model, list(report.infos), np.ones(len(report.infos), dtype=bool))
+        if not report.goes_on:
+            # The environments stand in the middle of episodes that are never used: start afresh next time
+            model._last_obs = None
+            return report
+        model.logger.record("rollout/n_episodes", report.n_episodes)
+        model.logger.record("rollout/n_steps", report.n_timesteps)
+        model.logger.record("rollout/discarded_fraction", 1.0 - report.n_timesteps / report.n_played)
+        return report

@@ -1,6 +1,8 @@
 """A user's own rollout buffer, of SB3's kind: rollouts of fixed length, filled and read by SB3's own calls."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
-from sb3_reinforce.finite import first_not_finite, not_finite
+from sb3_reinforce.finite import check_finite, first_not_finite, not_finite
 from sb3_reinforce.monte_carlo.episodes import Episodes
 
 
@@ -47,6 +49,25 @@ def check_filled_buffer(buffer: RolloutBuffer) -> None:
             index = first_not_finite(array)
             if index is not None:
                 raise not_finite(what, array[index], env_id=index[1], timestep=index[0], of="the rollout")
+
+
+@contextmanager
+def refused_observations_named(model: Any, buffer: RolloutBuffer) -> Iterator[None]:
+    """
+    For the collection of a rollout by SB3.
+
+    :param model: The model
+    :param buffer: Its buffer
+    :raises ValueError: If the policy refused an observation: which. Or if there is a number that is not finite in the buffer
+        afterwards
+    """
+    try:
+        yield
+    except ValueError:
+        check_finite("observation", model._last_obs, lambda env_id: buffer.pos, of="the rollout")
+        raise
+    if buffer.full:
+        check_filled_buffer(buffer)
 
 
 def pieces_of_episodes(buffer: RolloutBuffer) -> Episodes:
