@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Pinned, so that no other build of PyTorch is pulled in with the package. It may hold arguments of pip too
 TORCH ?= torch==2.13.0
-# Further arguments, e.g. PYTEST_ARGS="tests/test_package.py -v" or DEMO_ARGS="--seed 1"
+# Further arguments, e.g. PYTEST_ARGS="tests/package/test_package.py -v" or DEMO_ARGS="--seed 1"
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCHMARK_ARGS ?=
@@ -29,7 +29,7 @@ test-slow: $(VENV)/.test ## Run the slow tests: training runs that take minutes
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 benchmark: $(VENV)/.test ## Measure the training speed beside A2C and PPO
-	$(BIN)/python benchmarks/throughput.py $(BENCHMARK_ARGS)
+	$(BIN)/python -m benchmarks.throughput $(BENCHMARK_ARGS)
 
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check .

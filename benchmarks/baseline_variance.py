@@ -6,18 +6,14 @@ Advantages are raw (not normalized), and the sum is divided by the number of epi
 covariance of the estimate, averaged over the batches, relative to that of ``leave_one_out`` with reward-to-go. It measures
 a candidate too that did not earn its place in the package: ``optimal``, the constant that minimises the variance.
 
-    python benchmarks/baseline_variance.py [--quick] [--out DIR] [--tasks CartPole-v1 ...]
+    python -m benchmarks.baseline_variance [--quick] [--out DIR] [--tasks CartPole-v1 ...]
 """
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[variable] = "1"  # before NumPy and PyTorch are imported
 
 import gymnasium as gym
 import numpy as np
@@ -25,11 +21,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
+from benchmarks.common import markdown  # first: one thread
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.callbacks import update_batch
-from sb3_reinforce.episode_gradients import divide, divisor_shares, group_gradients, measure_noise
-from sb3_reinforce.evaluation import advantages_under
-from sb3_reinforce.returns import returns_to_go, whole_episode_returns
+from sb3_reinforce.callbacks.noise import divide, divisor_shares, group_gradients, measure_noise
+from sb3_reinforce.monte_carlo.baselines import make_baseline
+from sb3_reinforce.monte_carlo.returns import returns_to_go, whole_episode_returns
+from sb3_reinforce.rollout.advantages import advantages_under
 
 N_ENVS, N_EPISODES = 8, 4
 BASELINES = (None, "mean", "leave_one_out", "linear", "value")
@@ -94,17 +91,18 @@ def advantages_of_all(model: REINFORCE) -> dict[str, np.ndarray]:
     :return: The advantages of its batch under each baseline, with returns-to-go and with those of whole episodes
     """
     buffer: Any = model.rollout_buffer
-    batch, episodes = update_batch(model), buffer.episodes
+    batch, episodes = model.batch(), buffer.episodes
     singles, _ = divide(episodes, len(episodes.lengths))
     returns = returns_to_go(buffer.rewards, model.gamma, episodes)
     whole = whole_episode_returns(returns, episodes)
     weights = th.as_tensor(np.stack([np.ones_like(returns), returns, whole]), dtype=th.float32)
-    gradients = group_gradients(model.policy, batch.observations, batch.actions, weights, singles, model._actor_parameters)
+    parameters = model.actor_critic.actor_parameters(batch)
+    gradients = group_gradients(model.actor_critic, batch, weights, singles, parameters)
     scores, weighted, weighted_whole = th.stack(list(gradients), dim=1).double().numpy()
     result = {}
     for suffix, target, sums in (("", returns, weighted), (", whole episodes", whole, weighted_whole)):
         for name in BASELINES:
-            result[f"{name or 'none'}{suffix}"] = advantages_under(buffer, name, suffix == "", False)
+            result[f"{name or 'none'}{suffix}"] = advantages_under(buffer, make_baseline(name), suffix == "", False)
         result[f"optimal{suffix}"] = target - np.repeat(optimal_baseline(scores, sums), episodes.lengths)
     return result
 
@@ -123,14 +121,13 @@ def measure(model: REINFORCE, n_batches: int) -> dict[str, Any]:
         assert model.env is not None
         model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
         advantages = advantages_of_all(model)
-        batch = update_batch(model)
-        n_episodes = len(batch.episodes.lengths)
+        batch, episodes = model.batch(), model.rollout_buffer.episodes
+        n_episodes = len(episodes)
         stacked = th.as_tensor(np.stack(list(advantages.values())) / n_episodes, dtype=th.float32)
-        shares = np.stack([divisor_shares(a, batch.episodes, "episodes", False) for a in advantages.values()])
-        groups, sizes = divide(batch.episodes, n_episodes)
-        noises = measure_noise(
-            model.policy, batch.observations, batch.actions, stacked, shares, groups, sizes, model._actor_parameters
-        )
+        shares = np.stack([divisor_shares(a, episodes, "episodes", False) for a in advantages.values()])
+        groups, sizes = divide(episodes, n_episodes)
+        parameters = model.actor_critic.actor_parameters(batch)
+        noises = measure_noise(model.actor_critic, batch, stacked, shares, groups, sizes, parameters)
         for name, noise in zip(advantages, noises, strict=True):
             traces.setdefault(name, []).append(noise.covariance_trace)
         returns.append(float(np.sum(model.rollout_buffer.rewards)) / n_episodes)
@@ -160,11 +157,11 @@ def table(results: dict[str, Any], suffix: str) -> str:
     :return: A table in Markdown
     """
     names = [name or "none" for name in BASELINES] + ["optimal"]
-    lines = ["| task, steps of training (mean return) | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
+    rows = []
     for key, result in results.items():
         cells = [f"{result['ratios'][name + suffix]:.2f} ± {result['errors'][name + suffix]:.2f}" for name in names]
-        lines.append(f"| {key} ({result['return']:.0f}) | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([f"{key} ({result['return']:.0f})", *cells])
+    return markdown(["task, steps of training (mean return)", *names], rows)
 
 
 def main() -> None:

@@ -1,41 +1,37 @@
 """
-What are the constructor's defaults worth? Each is changed by itself, on small tasks.
+What are the constructor's defaults worth? Each is changed separately, on small tasks.
 
-    python benchmarks/defaults.py run [--workers 2] [--tasks ...] [--changes ...]     # goes on where it was stopped
-    python benchmarks/defaults.py report [--page BENCHMARKS.md]                       # the table
+    python -m benchmarks.defaults run [--workers 2] [--tasks ...] [--changes ...]     # goes on where it was stopped
+    python -m benchmarks.defaults report [--page BENCHMARKS.md]                       # the table
 
 A run leaves one row in ``results/defaults.csv``: the mean return of the last 100 episodes, averaged over the training (how
 fast it learns), and that of 20 deterministic episodes at the end. Seeds from 200 on are in no other benchmark.
 """
 
 import argparse
-import os
 import signal
 import sys
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[variable] = "1"  # before NumPy and PyTorch are imported
-
 import gymnasium as gym
 import numpy as np
 import pandas as pd
 import torch as th
-from learning import EVAL_SEED_OFFSET, N_EVAL_EPISODES, as_callback, positive, stop
-from learning_report import around_marks, markdown, number, put_between, spread
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import LinearSchedule
 
+from benchmarks.common import ROOT, around_marks, markdown, number, positive, put_between, spread, stop  # first: one thread
+from benchmarks.learning.one_run import EVAL_SEED_OFFSET, N_EVAL_EPISODES, as_callback
 from sb3_reinforce import REINFORCE
 
-RESULTS = Path(__file__).parent / "results" / "defaults.csv"
+RESULTS = ROOT / "benchmarks" / "results" / "defaults.csv"
 COLUMNS = ("task", "change", "seed", "timesteps", "training_return", "eval_mean")
 FIRST_SEED = 200
 N_POINTS = 50
-MARKS = "<!-- Written by `defaults.py report`: begin -->", "<!-- Written by `defaults.py report`: end -->"
+MARKS = "<!-- Written by `benchmarks.defaults report`: begin -->", "<!-- Written by `benchmarks.defaults report`: end -->"
 #: Timesteps and number of seeds
 TASKS = {"CartPole-v1": (50_000, 5), "Acrobot-v1": (100_000, 5), "InvertedPendulum-v5": (50_000, 3)}
 
@@ -192,7 +188,7 @@ def table() -> str:
     """
     runs = read_results()
     if runs.empty:
-        raise ValueError(f"{RESULTS} must hold finished runs: `defaults.py run` makes them.")
+        raise ValueError(f"{RESULTS} must hold finished runs: `python -m benchmarks.defaults run` makes them.")
     groups = {key: group for key, group in runs.groupby(["task", "change"])}
     tasks = [task for task in TASKS if (runs["task"] == task).any()]
     rows = []

@@ -81,8 +81,9 @@ def make(policy: Any = "MlpPolicy", env: Any = "CartPole-v1", n_envs: int = 1, *
     :param arguments: Further arguments
     :return: A model
     """
-    from sb3_reinforce import REINFORCE
     from stable_baselines3.common.env_util import make_vec_env
+
+    from sb3_reinforce import REINFORCE
 
     factory = env if isinstance(env, str) else lambda: Random(*env)
     vec_env = make_vec_env(factory, n_envs=n_envs, seed=3)

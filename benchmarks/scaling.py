@@ -1,7 +1,7 @@
 """
 How the training speed grows with the number of workers.
 
-    python benchmarks/scaling.py --workers 1 2
+    python -m benchmarks.scaling --workers 1 2
 
 Each measurement is a torchrun job of its own on this machine: every worker has the same number of environments and of steps
 per update, whatever the number of workers, so that perfect scaling is W times the steps per second with W workers. The numbers
@@ -27,6 +27,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
+from benchmarks.common import ROOT, markdown  # first: one thread
 from sb3_reinforce import REINFORCE, distributed
 
 BATCH_SIZE = 256
@@ -49,7 +50,7 @@ class Meter(BaseCallback):
         self.messages: Counter[str] = Counter()
 
     def _on_training_start(self) -> None:
-        workers = self.model._workers  # type: ignore[attr-defined]
+        workers = self.model.workers  # type: ignore[attr-defined]
         workers.add_up = self._metered(workers.add_up, lambda tensors: sum(t.numel() * t.element_size() for t in tensors))
         workers.gather = self._metered(workers.gather, lambda item: len(pickle.dumps(item)))
         self._begin()
@@ -105,7 +106,7 @@ def work(name: str, n_updates: int, path: Path) -> None:
     meter = Meter()
     # An episode more per environment is played than n_steps: the number of updates is about the one asked for
     model.learn((n_updates + 3) * size * env.num_envs * model.n_steps, callback=meter)
-    if model._workers.rank == 0:
+    if model.workers.rank == 0:
         path.write_text(json.dumps(meter.updates[2:]))  # the first ones warm up
 
 
@@ -122,7 +123,8 @@ def measure(name: str, n_workers: int, n_updates: int, folder: Path) -> dict[str
     launcher = [sys.executable]
     if n_workers > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_workers}"]
-    subprocess.run([*launcher, __file__, "--work", name, str(n_updates), str(path)], check=True, capture_output=True)
+    work = ["-m", "benchmarks.scaling", "--work", name, str(n_updates), str(path.resolve())]
+    subprocess.run([*launcher, *work], check=True, capture_output=True, cwd=ROOT)
     updates = json.loads(path.read_text())
     keys = {key for update in updates for key in update}
     result = {key: statistics.fmean(update.get(key, 0.0) for update in updates) for key in sorted(keys)}
@@ -136,7 +138,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=20, help="updates per measurement")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "scaling.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "scaling.json")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
@@ -165,10 +167,8 @@ def table(results: dict[str, list[dict[str, dict[str, float]]]], n_workers: list
     :param n_workers: The numbers of workers
     :return: Markdown: efficiency is the speed-up over the number of workers
     """
-    rows = [
-        "| | W | steps / s | speed-up | efficiency | playing, ms | update, ms | messages | kB | in messages, ms |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = ["", "W", "steps / s", "speed-up", "efficiency", "playing, ms", "update, ms", "messages", "kB", "in messages, ms"]
+    rows = []
     for name, rounds in results.items():
         for n in n_workers:
 
@@ -176,21 +176,19 @@ def table(results: dict[str, list[dict[str, dict[str, float]]]], n_workers: list
                 return scale * statistics.median(turn[str(n)].get(key, 0.0) for turn in rounds)
 
             speed_up = statistics.median(turn[str(n)]["steps_per_second"] / turn["1"]["steps_per_second"] for turn in rounds)
-            rows.append(
-                f"| {name} | {n} | {median('steps_per_second'):.0f} | {speed_up:.2f} | {speed_up / n:.2f} "
-                f"| {median('rollout_seconds', 1e3):.0f} | {median('update_seconds', 1e3):.0f} "
-                + ("| | | |" if n == 1 else f"| {messages(median)} |")
-            )
-    return "\n".join(rows)
+            cells = [f"{median('steps_per_second'):.0f}", f"{speed_up:.2f}", f"{speed_up / n:.2f}"]
+            cells += [f"{median('rollout_seconds', 1e3):.0f}", f"{median('update_seconds', 1e3):.0f}"]
+            rows.append([name, str(n), *cells, *(messages(median) if n > 1 else ["", "", ""])])
+    return markdown(header, rows)
 
 
-def messages(median: Callable[..., float]) -> str:
+def messages(median: Callable[..., float]) -> list[str]:
     """
     :param median: Gives the median of a key, scaled
     :return: Cells of the table: number, kB and milliseconds
     """
     cells = (median("messages"), median("message_bytes", 1e-3), median("message_seconds", 1e3))
-    return " | ".join(f"{cell:.0f}" for cell in cells)
+    return [f"{cell:.0f}" for cell in cells]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Every contender lives in a process of its own, pinned to one thread, and learns 
 turns, round by round, so that a noisy machine is noisy for all of them; the ratios are medians over the rounds of the ratios
 within a round. Peak memory is the high-water mark of the contender's process.
 
-    python benchmarks/throughput.py [--quick] [--out DIR] [--envs CartPole-v1 ...] [--rounds 5]
+    python -m benchmarks.throughput [--quick] [--out DIR] [--envs CartPole-v1 ...] [--rounds 5]
 """
 
 import argparse
@@ -21,9 +21,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[variable] = "1"  # before NumPy and PyTorch are imported
-
 import gymnasium as gym
 import numpy as np
 import torch as th
@@ -32,6 +29,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
+from benchmarks.common import markdown  # first: one thread
 from sb3_reinforce import REINFORCE
 
 ENVS = ("CartPole-v1", "LunarLander-v3", "HalfCheetah-v5")
@@ -281,21 +279,13 @@ def table(results: dict[str, Any]) -> str:
     :return: A table in Markdown
     """
     names = list(COLOURS)
-    lines = [
-        "| steps/s | "
-        + " | ".join(names)
-        + " | REINFORCE / A2C | REINFORCE / env-only | no baseline / env-only | discarded |",
-        "|---|" + "---|" * (len(names) + 4),
-    ]
+    pairs = ("REINFORCE / A2C", "REINFORCE / env-only", "REINFORCE (no baseline) / env-only")
+    rows = []
     for key, result in results["races"].items():
         speeds = [f"{result['steps_per_second'][name]:,.0f}" for name in names]
-        ratios = [
-            f"{result['ratios'][pair]:.2f}"
-            for pair in ("REINFORCE / A2C", "REINFORCE / env-only", "REINFORCE (no baseline) / env-only")
-        ]
-        discarded = f"{result['discarded_fraction']['REINFORCE']:.0%}"
-        lines.append(f"| {key} | " + " | ".join([*speeds, *ratios, discarded]) + " |")
-    return "\n".join(lines)
+        ratios = [f"{result['ratios'][pair]:.2f}" for pair in pairs]
+        rows.append([key, *speeds, *ratios, f"{result['discarded_fraction']['REINFORCE']:.0%}"])
+    return markdown(["steps/s", *names, *pairs[:2], "no baseline / env-only", "discarded"], rows)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

@@ -190,6 +190,14 @@ class ActorCritic:
                 parameter.requires_grad_(False)
             forget_graphs(self.policy)
 
+    def actor_parameters(self, batch: Batch | None = None) -> list[th.nn.Parameter]:
+        """
+        :param batch: See :meth:`split`
+        :return: The parameters that reach the log-probabilities or the entropy, none of them frozen
+        """
+        actor, _ = self.split(batch)
+        return trainable(parameter for parameter in self.policy.parameters() if parameter in actor)
+
     def trainable(self, batch: Batch, workers: Alone, uses_critic: bool, moves_shared_layers: bool) -> Parameters:
         """
         The parameters to train, at which the optimizer's groups are divided: policy, optimizer and what is frozen may be

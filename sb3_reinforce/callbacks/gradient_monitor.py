@@ -11,7 +11,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 
 from sb3_reinforce.actor_critic.batch import Batch
-from sb3_reinforce.actor_critic.parameters import trainable
 from sb3_reinforce.arguments import check_flag, check_number, check_positive_int
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.callbacks.figure import draw
@@ -21,7 +20,7 @@ from sb3_reinforce.monte_carlo.baselines import NAMED, Baseline
 from sb3_reinforce.monte_carlo.episodes import Episodes
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.advantages import advantages_under
-from sb3_reinforce.rollout.sb3_buffer import pieces_of_episodes
+from sb3_reinforce.rollout.sb3_buffer import left_unread, pieces_of_episodes
 from sb3_reinforce.update.gradients import log_prob_weights
 
 if TYPE_CHECKING:
@@ -154,9 +153,8 @@ class GradientMonitor(BaseCallback):
         batch, episodes = coming_batch(self.model)
         if episodes is None or len(episodes) < 2:
             return
-        weightings = {"": _present_weighting(self.model, batch, episodes), **self._alternatives(self.model)}
+        weightings = {"": present_weighting(self.model, batch, episodes), **self._alternatives(self.model)}
         groups, sizes = divide(episodes, self.max_groups)
-        actor, _ = self.model.actor_critic.split(batch)
         noises = measure_noise(
             self.model.actor_critic,
             batch,
@@ -164,7 +162,7 @@ class GradientMonitor(BaseCallback):
             np.stack([weighting.shares for weighting in weightings.values()]),
             groups,
             sizes,
-            trainable(parameter for parameter in self.model.policy.parameters() if parameter in actor),
+            self.model.actor_critic.actor_parameters(batch),
         )
         if all(math.isfinite(noise.squared_norm) for noise in noises):
             self._record(episodes, dict(zip(weightings, noises, strict=True)))
@@ -307,9 +305,8 @@ def coming_batch(model: REINFORCE) -> tuple[Batch, Episodes | None]:
     :return: The batch, episode by episode, and how it divides into episodes (in a rollout buffer of SB3's own into pieces of
         episodes); ``None`` if a user's own buffer does not give each of its timesteps once
     """
-    state = np.random.get_state()
-    batch = model.batch()
-    np.random.set_state(state)  # with which SB3's buffers shuffle: the update draws the same order
+    with left_unread(model.rollout_buffer):
+        batch = model.batch()
     if batch.episodes is not None:
         return batch, batch.episodes
     episodes = pieces_of_episodes(model.rollout_buffer)
@@ -331,7 +328,13 @@ def _comparable_baselines(model: REINFORCE) -> dict[str | None, Baseline]:
     return found
 
 
-def _present_weighting(model: REINFORCE, batch: Batch, episodes: Episodes) -> Weighting:
+def present_weighting(model: REINFORCE, batch: Batch, episodes: Episodes) -> Weighting:
+    """
+    :param model: A model
+    :param batch: Its batch
+    :param episodes: The episodes of the batch
+    :return: How the coming update weighs it
+    """
     # Among several workers it is rank 0 alone that measures
     weights = model.weights(batch, ALONE)
     return Weighting(weights, _shares(model, batch.advantages.cpu().numpy(), episodes))

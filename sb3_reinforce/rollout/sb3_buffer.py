@@ -1,6 +1,5 @@
 """A user's own rollout buffer, of SB3's kind: rollouts of fixed length, filled and read by SB3's own calls."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,16 +85,34 @@ def pieces_of_episodes(buffer: RolloutBuffer) -> Episodes:
 
 def read(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, th.Tensor]:
     """
-    All samples of a buffer, as its ``get`` gives them. The buffer stays as it is, for callbacks that look at it.
+    All samples of a buffer, as its ``get`` gives them.
 
     :param buffer: A filled buffer of SB3's
     :return: The samples, and where each of them is among the buffer's timesteps, environment by environment
     """
-    copied = copy.copy(buffer)
-    if isinstance(buffer.observations, dict):
-        copied.observations = dict(buffer.observations)  # type: ignore[assignment]
     # The log-probabilities are not learned from: in their place travel the numbers of the timesteps
     numbers = np.arange(buffer.buffer_size * buffer.n_envs)
-    copied.log_probs = numbers[:, None] if buffer.generator_ready else numbers.reshape(buffer.n_envs, -1).T
-    samples = next(copied.get())
+    log_probs = buffer.log_probs if buffer.generator_ready else buffer.swap_and_flatten(buffer.log_probs)
+    buffer.log_probs = numbers[:, None] if buffer.generator_ready else numbers.reshape(buffer.n_envs, -1).T
+    samples = next(buffer.get())
+    buffer.log_probs = log_probs
     return samples, samples.old_log_prob.long()
+
+
+@contextmanager
+def left_unread(buffer: RolloutBuffer) -> Iterator[None]:
+    """
+    What is read of a buffer inside is read again in the same order afterwards: ``get`` shuffles with NumPy's generator, and
+    flattens the arrays.
+
+    :param buffer: A buffer
+    """
+    random, attributes = np.random.get_state(), dict(vars(buffer))
+    observations = dict(buffer.observations) if isinstance(buffer.observations, dict) else None
+    try:
+        yield
+    finally:
+        np.random.set_state(random)
+        vars(buffer).update(attributes)
+        if observations is not None:
+            buffer.observations.update(observations)  # type: ignore[attr-defined]

@@ -40,7 +40,7 @@ def fit_critic(
     # No gradient is left on the actor's parameters, so that the optimizer passes them over
     actor_critic.policy.optimizer.zero_grad(set_to_none=True)
     minibatches = (minibatch for _ in range(n_updates) for minibatch in actor_critic.minibatches(batch, batch_size, workers))
-    if regression.latents is not None and is_plain(actor_critic.policy, parameters):
+    if is_plain(regression, parameters):
         losses = fit_in_numpy(regression, minibatches, max_grad_norm, workers)
     else:
         found = []

@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from sb3_reinforce.actor_critic.actor_critic import ActorCritic
 from sb3_reinforce.actor_critic.batch import Batch
-from sb3_reinforce.actor_critic.parameters import Parameters, trainable
+from sb3_reinforce.actor_critic.parameters import Parameters
 from sb3_reinforce.actor_critic.state import detached, evaluation_mode, forget_graphs, kept_buffers, restored_on_error
 from sb3_reinforce.arguments import check_number
 from sb3_reinforce.distributed.workers import ALONE, Alone
@@ -271,11 +271,9 @@ def check_second_derivative(actor_critic: ActorCritic) -> None:
     policy, batch = actor_critic.policy, actor_critic.drawn_batch()
     if batch is None:
         return
-    actor, _ = actor_critic.split()
-    parameters = trainable(parameter for parameter in policy.parameters() if parameter in actor)
     try:
         with evaluation_mode(policy), th.enable_grad(), second_derivative_named(policy):
-            fisher = Fisher(actor_critic, batch, parameters, ALONE)
+            fisher = Fisher(actor_critic, batch, actor_critic.actor_parameters(), ALONE)
             if fisher.parameters:
                 fisher(th.cat([th.ones_like(parameter).flatten() for parameter in fisher.parameters]))
     finally:

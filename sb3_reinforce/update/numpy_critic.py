@@ -10,7 +10,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_reinforce.actor_critic.actor_critic import Regression
@@ -21,16 +20,17 @@ from sb3_reinforce.distributed.workers import Alone
 MAX_FLAT = 2**20
 
 
-def is_plain(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> bool:
+def is_plain(regression: Regression, parameters: Sequence[nn.Parameter]) -> bool:
     """
-    :param policy: A policy with SB3's own methods, whose features extractor actor and critic share
+    :param regression: A critic
     :param parameters: The parameters that reach the values alone
-    :return: Whether its critic and optimizer are the ones that are written out in NumPy: a tanh or ReLU MLP of float32 on the
-        CPU, and Adam without extras
+    :return: Whether it and its optimizer are the ones that are written out in NumPy: a tanh or ReLU MLP of float32 on the CPU,
+        after a features extractor that the actor shares, and Adam without extras
     """
+    policy = regression.actor_critic.policy
     optimizer = policy.optimizer
     groups = [group for group in optimizer.param_groups if group["critic"] and group["params"]]
-    if type(optimizer) is not th.optim.Adam:
+    if regression.latents is None or type(optimizer) is not th.optim.Adam:
         return False
     layers = [*policy.mlp_extractor.value_net, policy.value_net]
     linears = layers[::2]
@@ -60,7 +60,7 @@ def fit_in_numpy(
     regression: Regression, minibatches: Iterable[tuple[np.ndarray, int]], max_grad_norm: float, workers: Alone
 ) -> list[float]:
     """
-    :param regression: The critic of a policy that :func:`is_plain`, with its latents
+    :param regression: A critic that :func:`is_plain`
     :param minibatches: For each step its rows, and the number of all workers' rows
     :param max_grad_norm: The largest norm of a gradient
     :param workers: The workers

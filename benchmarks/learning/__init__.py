@@ -1,0 +1,1 @@
+"""How well does REINFORCE learn? See ``__main__.py``."""

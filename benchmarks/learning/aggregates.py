@@ -1,0 +1,99 @@
+"""Scores over all MuJoCo tasks together."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.common import markdown
+from benchmarks.learning.plan import MUJOCO
+from benchmarks.learning.results import NAMES, OURS, REFERENCE
+
+N_BOOTSTRAPS = 2000
+
+
+def score_matrices(
+    runs: pd.DataFrame, column: str, random: dict[str, float], algos: list[str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """
+    Scores that are 0 for random actions and 1 for the mean of PPO, on the tasks where both REINFORCE and PPO have runs, of
+    the algorithms that have runs on all of them.
+
+    :param runs: The runs
+    :param column: What of them is the score
+    :param random: The mean returns of random actions
+    :param algos: Algorithms
+    :return: By algorithm, scores of shape ``(n_seeds, n_tasks)``: as many seeds as each task has; and the tasks
+    """
+    scores = {key: group[column].dropna().to_numpy() for key, group in runs.groupby(["env", "algo"])}
+    tasks = []
+    for env_id in MUJOCO:
+        complete = env_id in random and all(len(scores.get((env_id, algo), ())) for algo in (OURS, REFERENCE))
+        # Where PPO learns nothing there is no scale
+        if complete and scores[env_id, REFERENCE].mean() > random[env_id]:
+            tasks.append(env_id)
+    matrices = {}
+    for algo in algos if tasks else []:
+        n_seeds = min(len(scores.get((env_id, algo), ())) for env_id in tasks)
+        if not n_seeds:
+            continue
+        columns = [
+            (scores[env_id, algo][:n_seeds] - random[env_id]) / (scores[env_id, REFERENCE].mean() - random[env_id])
+            for env_id in tasks
+        ]
+        matrices[algo] = np.stack(columns, axis=1)
+    return matrices, tasks
+
+
+def interval(point: np.ndarray, bounds: np.ndarray) -> str:
+    """
+    :param point: An estimate
+    :param bounds: Those of its interval
+    :return: Both
+    """
+    low, high = np.asarray(bounds).ravel()
+    return f"{np.asarray(point).item():.2f} [{low:.2f}, {high:.2f}]"
+
+
+def estimate(data: dict[str, Any], metric: Callable[..., float]) -> dict[str, str]:
+    """
+    :param data: Scores by name, or pairs of them
+    :param metric: A function of them
+    :return: Its values, with 95 % stratified bootstrap intervals over the seeds
+    """
+    from rliable import library
+
+    if not data:
+        return {}
+    np.random.seed(0)  # rliable draws from NumPy's global generator, whatever random state it is given
+    points, bounds = library.get_interval_estimates(data, lambda *scores: np.array([metric(*scores)]), reps=N_BOOTSTRAPS)
+    single = {name for name, scores in data.items() if len(scores[1] if isinstance(scores, tuple) else scores) == 1}
+    # There is no drawing of seeds from one
+    return {name: f"{points[name].item():.2f}" if name in single else interval(points[name], bounds[name]) for name in data}
+
+
+def aggregates(runs: pd.DataFrame, column: str, random: dict[str, float], algos: list[str]) -> str:
+    """
+    :param runs: The runs
+    :param column: What of them is the score
+    :param random: The mean returns of random actions
+    :param algos: Algorithms
+    :return: A table of the interquartile means of the normalized scores, and of the probabilities of improvement
+    """
+    try:
+        from rliable import metrics
+    except ModuleNotFoundError:
+        return 'rliable is not installed: `pip install "sb3-reinforce[benchmark]"`.'
+    matrices, tasks = score_matrices(runs, column, random, algos)
+    if not tasks:
+        return "No MuJoCo task has finished runs of REINFORCE and PPO, and the return of random actions (`random`)."
+    means = estimate(matrices, metrics.aggregate_iqm)
+    pairs = {algo: (matrices[OURS], matrices[algo]) for algo in matrices if algo != OURS}
+    chances = estimate(pairs, metrics.probability_of_improvement)
+    rows = [[NAMES[algo], str(len(matrices[algo])), means[algo], chances.get(algo, "-")] for algo in matrices]
+    header = ["", "seeds", f"IQM ({NAMES[REFERENCE]} = 1, random = 0)", f"probability that {NAMES[OURS]} is better"]
+    missing = [env_id for env_id in MUJOCO if env_id not in tasks]
+    missing += [NAMES[algo] for algo in algos if algo not in matrices]
+    left_out = f" Left out for want of runs: {', '.join(missing)}." if missing else ""
+    return f"Over {len(tasks)} tasks: {', '.join(tasks)}.{left_out}\n\n{markdown(header, rows)}"

@@ -1,0 +1,120 @@
+"""Which algorithm runs on which environment, how long and how often."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.common import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+ALGOS = ("reinforce", "reinforce_mc", "ppo", "a2c", "trpo")
+CLASSIC = {
+    "CartPole-v1": 100_000,
+    "Acrobot-v1": 200_000,
+    "LunarLander-v3": 500_000,
+    "LunarLanderContinuous-v3": 500_000,
+    "MountainCarContinuous-v0": 100_000,
+    "Pendulum-v1": 300_000,
+}
+MUJOCO = {
+    "InvertedPendulum-v5": 300_000,
+    "InvertedDoublePendulum-v5": 1_000_000,
+    "Reacher-v5": 1_000_000,
+    "Swimmer-v5": 1_000_000,
+    "Hopper-v5": 1_000_000,
+    "Walker2d-v5": 1_000_000,
+    "HalfCheetah-v5": 1_000_000,
+}
+#: Run only where `--envs` asks for them
+FURTHER_CLASSIC = {"MountainCar-v0": 300_000, "BipedalWalker-v3": 1_000_000}
+FURTHER_MUJOCO = {"Ant-v5": 1_000_000, "Humanoid-v5": 1_000_000}
+FURTHER = FURTHER_CLASSIC | FURTHER_MUJOCO | {"DelayedLunarLander-v3": 500_000, "DelayedHopper-v5": 500_000}
+#: In the order of the tables
+BUDGETS = CLASSIC | FURTHER_CLASSIC | MUJOCO | FURTHER
+DELAYED = "Delayed"
+#: Pure Monte Carlo is in the plan for MuJoCo alone
+MONTE_CARLO = "reinforce_mc"
+#: ``solve``: every how many steps a deterministic evaluation of ten episodes is made, and the mean return that is to be
+#: reached three times in a row
+SOLVE = {"CartPole-v1": (1_000, 475.0), "LunarLander-v3": (10_000, 200.0)}
+SOLVE_EPISODES, SOLVE_IN_A_ROW = 10, 3
+SOLVERS = ("reinforce", "ppo")
+#: ``speed``: this many steps of a run
+SPEED_STEPS = 10_000
+SPEED_SEEDS = [0, 1, 2]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One algorithm on one environment with one seed: what there is to do, and where its results lie."""
+
+    algo: str
+    env_id: str
+    seed: int
+    budget: int
+    folder: Path
+    #: ``learning``, ``solve`` or ``speed``: what is measured
+    kind: str = "learning"
+
+    @property
+    def path(self) -> Path:
+        folder = self.folder if self.kind == "learning" else self.folder / self.kind
+        return folder / self.env_id / f"{self.algo}-{self.seed}.csv"
+
+    @property
+    def partial(self) -> Path:
+        return self.path.with_name(self.path.name + ".partial")
+
+    @property
+    def log(self) -> Path:
+        return self.path.with_suffix(".log")
+
+    def __str__(self) -> str:
+        return f"{self.algo} on {self.env_id}, seed {self.seed}"
+
+
+def seeds_of(algo: str, env_id: str) -> int:
+    """
+    :param algo: An algorithm
+    :param env_id: An environment
+    :return: How many seeds it gets
+    """
+    if algo == MONTE_CARLO:
+        return 2
+    if env_id not in MUJOCO | FURTHER:
+        return 10
+    return 3 if algo in ("a2c", "trpo") else 5
+
+
+def algos_of(env_id: str) -> list[str]:
+    """
+    :param env_id: An environment
+    :return: The algorithms that are in its plan
+    """
+    return [algo for algo in ALGOS if algo != MONTE_CARLO or env_id not in CLASSIC | FURTHER_CLASSIC]
+
+
+def plan(
+    algos: list[str] | None,
+    env_ids: list[str],
+    seeds: list[int] | None,
+    folder: Path,
+    factor: float = 1.0,
+    kind: str = "learning",
+) -> list[Run]:
+    """
+    :param algos: Algorithms; ``None``: all, on the classic tasks but pure Monte Carlo
+    :param env_ids: Environments
+    :param seeds: Seeds; ``None``: as many as each gets
+    :param folder: Where the results go
+    :param factor: What budgets are multiplied with
+    :param kind: What is measured
+    :return: The runs, one seed after the other, so that one that is stopped leaves complete sweeps
+    """
+    runs = [
+        Run(algo, env_id, seed, max(int(BUDGETS[env_id] * factor), 1), folder, kind)
+        for seed in (range(10) if seeds is None else seeds)
+        for env_id in env_ids
+        for algo in algos or algos_of(env_id)
+        if seeds is not None or seed < seeds_of(algo, env_id)
+    ]
+    return list(dict.fromkeys(runs))  # nothing twice

@@ -1,0 +1,190 @@
+"""Tables and figures of the runs that have finished.
+
+Nothing is left out and nothing is made up: where there are fewer seeds, the tables say how many there are.
+"""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.common import around_marks, markdown, number, put_between, spread
+from benchmarks.learning.aggregates import aggregates
+from benchmarks.learning.entries import find_entry, zoo_algo
+from benchmarks.learning.figures import figure
+from benchmarks.learning.plan import FURTHER_MUJOCO, MUJOCO
+from benchmarks.learning.results import NAMES, OURS, in_order, load, read_random
+from benchmarks.learning.times import set_clocks, steps_to_solve, times
+from sb3_reinforce import REINFORCE
+
+#: Tianshou's published results, best test return, mean over 10 seeds, on v3 environments (v2: Reacher and the pendulums):
+#: https://github.com/thu-ml/tianshou/blob/master/examples/mujoco/README.md
+PUBLISHED = {
+    "reinforce_mc": (
+        "Tianshou's REINFORCE, 10M steps",
+        {
+            "InvertedPendulum-v5": 1000.0,
+            "InvertedDoublePendulum-v5": 7726.2,
+            "Reacher-v5": -5.5,
+            "Swimmer-v5": 35.6,
+            "Hopper-v5": 416.0,
+            "Walker2d-v5": 440.9,
+            "HalfCheetah-v5": 1138.8,
+            "Ant-v5": 1108.1,
+            "Humanoid-v5": 464.3,
+        },
+    ),
+    "reinforce": (
+        "Tianshou's A2C, 1M steps",
+        {
+            "InvertedDoublePendulum-v5": 9258.0,
+            "Reacher-v5": -6.7,
+            "Swimmer-v5": 36.6,
+            "Hopper-v5": 1253.0,
+            "Walker2d-v5": 1092.0,
+            "HalfCheetah-v5": 1830.0,
+        },
+    ),
+}
+#: Between these lines of a page stand the tables
+MARKS = "<!-- Written by `benchmarks.learning report`: begin -->", "<!-- Written by `benchmarks.learning report`: end -->"
+#: What a run was made with whose entry names no learning rate: the constructor's default at that time
+FORMER_LEARNING_RATE = "lin_1.0e-2_1.0e-4"
+
+
+def outdated(runs: pd.DataFrame) -> str:
+    """
+    :param runs: The runs
+    :return: REINFORCE's runs whose hyperparameters are not those of today's entries
+    """
+    defaults = {name: parameter.default for name, parameter in inspect.signature(REINFORCE).parameters.items()}
+
+    def essence(entry: dict[str, Any]) -> dict[str, Any]:
+        chosen = {name: value for name, value in entry.items() if name not in defaults or value != defaults[name]}
+        return chosen | {"n_timesteps": 0}
+
+    names = []
+    for (env_id, algo), group in runs[runs["algo"].map(zoo_algo) == OURS].groupby(["env", "algo"], sort=False):
+        today = essence(find_entry(algo, env_id)[1])
+        for seed, entry in zip(group["seed"], group["hyperparameters"], strict=True):
+            if essence({"learning_rate": FORMER_LEARNING_RATE, **entry}) != today:
+                names.append(f"{algo}-{seed} on {env_id}")
+    return ", ".join(names) or "None."
+
+
+def table(runs: pd.DataFrame, column: str, env_ids: list[str], algos: list[str]) -> str:
+    """
+    :param runs: The runs
+    :param column: What to tell of them
+    :param env_ids: Environments
+    :param algos: Algorithms
+    :return: A table of environments and algorithms: mean, standard deviation over the seeds and their number
+    """
+    groups = {key: group[column] for key, group in runs.groupby(["env", "algo"])}
+    empty = pd.Series(dtype=float)
+    rows = [[env_id, *(spread(groups.get((env_id, algo), empty)) for algo in algos)] for env_id in env_ids]
+    return markdown(["environment", *(NAMES[algo] for algo in algos)], rows)
+
+
+def entries(runs: pd.DataFrame, env_ids: list[str], algos: list[str]) -> str:
+    """
+    :param runs: The runs
+    :param env_ids: Environments
+    :param algos: Algorithms
+    :return: A table of the entries that the runs took their hyperparameters from, with what they train in, and of the budgets
+    """
+    sources = [f"{entry}; {around(kwargs)}" for entry, kwargs in zip(runs["entry"], runs["hyperparameters"], strict=True)]
+    found = runs.assign(entry=sources).groupby(["env", "algo"])["entry"].agg(lambda values: " / ".join(sorted(set(values))))
+    budgets = runs.groupby("env")["budget"].first()
+    rows = [[env_id, f"{budgets[env_id]:,}", *(str(found.get((env_id, algo), "-")) for algo in algos)] for env_id in env_ids]
+    return markdown(["environment", "timesteps", *(NAMES[algo] for algo in algos)], rows)
+
+
+def around(entry: dict[str, Any]) -> str:
+    """
+    :param entry: An entry of RL Zoo
+    :return: How many environments it trains in, and what is normalized there
+    """
+    n_envs = entry.get("n_envs", 1)
+    text = f"{n_envs} environment{'s' if n_envs > 1 else ''}"
+    normalize = entry.get("normalize")
+    if normalize:
+        text += ", normalized" if normalize is True else f", normalized: `{normalize}`"
+    return text
+
+
+def beside_published(runs: pd.DataFrame, algo: str) -> str:
+    """
+    :param runs: The runs
+    :param algo: A variant of REINFORCE
+    :return: A table of its returns beside published ones
+    """
+    what, published = PUBLISHED[algo]
+    rows = []
+    for env_id, value in published.items():
+        ours = runs[(runs["env"] == env_id) & (runs["algo"] == algo)]
+        if len(ours):
+            rows.append([env_id, spread(ours["eval_mean"]), spread(ours["return_last_100"]), number(value)])
+    header = ["environment", f"{NAMES[algo]}, evaluation at the end", "training return", what]
+    return markdown(header, rows) if rows else "No run has finished."
+
+
+def tables(folder: Path, runs: pd.DataFrame, curves: pd.DataFrame, env_ids: list[str], algos: list[str]) -> dict[str, str]:
+    """
+    :param folder: Folder of the results
+    :param runs: The runs
+    :param curves: Their rows, with their clocks set
+    :param env_ids: Environments
+    :param algos: Algorithms
+    :return: All tables, by title
+    """
+    random = read_random(folder)
+    last = curves.groupby(["env", "algo", "seed"], as_index=False).last()
+    speeds = last.assign(steps_per_second=last["timesteps"] / last["cpu_seconds"])
+    return {
+        "Mean training return of the last 100 episodes": table(runs, "return_last_100", env_ids, algos),
+        "Evaluation at the end, deterministic": table(runs, "eval_mean", env_ids, algos),
+        "MuJoCo tasks together: evaluation at the end": aggregates(runs, "eval_mean", random, algos),
+        "MuJoCo tasks together: training return": aggregates(runs, "return_last_100", random, algos),
+        "CPU time until a return that both reach": times(runs, curves, random, env_ids, algos),
+        "Steps and CPU time until three deterministic evaluations in a row pass": steps_to_solve(folder),
+        "Timesteps per CPU second of training": table(speeds, "steps_per_second", env_ids, algos),
+        "Hyperparameters": entries(runs, env_ids, algos),
+        "Runs of REINFORCE with other hyperparameters than today's": outdated(runs),
+        "Pure Monte Carlo and the published REINFORCE": beside_published(runs, "reinforce_mc"),
+        "The entries and the published A2C": beside_published(runs, "reinforce"),
+    }
+
+
+def report(folder: Path, docs: Path, env_ids: list[str], algos: list[str], page: Path | None = None) -> None:
+    """
+    :param folder: Folder of the results; ``report.md`` goes there
+    :param docs: Folder of the figures
+    :param env_ids: Environments
+    :param algos: Algorithms
+    :param page: A page to put the tables into, see :func:`put_between`
+    :raises ValueError: If a file is damaged, the page has no place for the tables, or there are none for it
+    """
+    if page is not None:
+        around_marks(page, MARKS)
+    runs, curves = load(folder, env_ids, algos)
+    if page is not None and runs.empty:
+        raise ValueError(f"{folder} must hold finished runs to put into {page}, which is left as it is.")
+    curves = set_clocks(curves, folder)
+    env_ids, algos = in_order(runs, "env", env_ids), in_order(runs, "algo", algos)
+    sections = tables(folder, runs, curves, env_ids, algos)
+    text = "\n\n".join(f"### {title}\n\n{body}" for title, body in sections.items())
+    text = f"Mean ± standard deviation over the seeds (number of seeds).\n\n{text}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").write_text(f"{text}\n")
+    print(text)
+    if page is not None:
+        put_between(page, text, MARKS)
+    mujoco = [env_id for env_id in env_ids if env_id in MUJOCO | FURTHER_MUJOCO]
+    for name, group in (("classic", [env_id for env_id in env_ids if env_id not in mujoco]), ("mujoco", mujoco)):
+        for suffix, x in (("", "timesteps"), ("_cpu", "cpu_seconds")):
+            if group:
+                path = docs / f"learning_{name}{suffix}.png"
+                figure(curves, x, group, algos, path)
+                print(f"wrote {path}")
