@@ -137,18 +137,26 @@ def constructor_arguments(algorithm: type[OnPolicyAlgorithm]) -> set[str]:
     return {name for base in classes for name in inspect.signature(base).parameters}
 
 
-def check_policy_class(policy: type[BasePolicy]) -> None:
+def check_policy_class(policy: type[BasePolicy], base: type[BasePolicy]) -> None:
     """
     :param policy: The class of the policy
-    :raises ValueError: If it is not one of actor and critic whose actions depend on the observation alone
+    :param base: What it must be derived from
+    :raises ValueError: If it is not, or is one of sb3-contrib's recurrent policies where SB3's are expected
     """
-    # There can be no such policy before this module has been imported
-    recurrent = sys.modules.get("sb3_contrib.common.recurrent.policies")
-    if not issubclass(policy, ActorCriticPolicy) or (recurrent and issubclass(policy, recurrent.RecurrentActorCriticPolicy)):
+    if issubclass(policy, base) and (base is not ActorCriticPolicy or not _is_recurrent(policy)):
+        return
+    if base is ActorCriticPolicy:
         raise ValueError(
             "`policy` must be a subclass of SB3's ActorCriticPolicy that is neither recurrent nor maskable, "
             f"got {policy.__name__}."
         )
+    raise ValueError(f"`policy` must be a subclass of {base.__name__}, got {policy.__name__}.")
+
+
+def _is_recurrent(policy: type[BasePolicy]) -> bool:
+    # There can be no such policy before this module has been imported
+    recurrent = sys.modules.get("sb3_contrib.common.recurrent.policies")
+    return recurrent is not None and issubclass(policy, recurrent.RecurrentActorCriticPolicy)
 
 
 def check_names(given: Iterable[str], known: Iterable[str], function: str) -> None:

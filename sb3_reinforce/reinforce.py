@@ -133,6 +133,8 @@ class REINFORCE(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    #: What the policy must be derived from
+    policy_base: ClassVar[type[BasePolicy]] = ActorCriticPolicy
     #: A policy step of your own, see :mod:`sb3_reinforce.update.policy_step`; may be set on a model, too. ``None``: the step
     #: of the optimizer, or the natural one
     policy_step_class: type[PolicyStep] | None = None
@@ -229,7 +231,7 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_arguments()  # `load` sets attributes without the constructor
-        arguments.check_policy_class(self.policy_class)
+        arguments.check_policy_class(self.policy_class, self.policy_base)
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer

@@ -14,12 +14,15 @@ def draw(records: list[dict[str, float]], path: str | os.PathLike[str]) -> None:
     """
     Draw measurements, as PNG.
 
-    :param records: The measurements, at least one
+    :param records: The measurements
     :param path: The file to write
     :raises ImportError: If matplotlib is not installed
+    :raises ValueError: If there is nothing to draw
     """
     from matplotlib.figure import Figure
 
+    if not records:
+        raise ValueError("`GradientMonitor.plot` needs at least one measurement, got none: no update was measured yet.")
     # A figure of its own, without pyplot, leaves the user's backend and figures as they are
     panels = [_plot_sizes, _plot_noise_scale, _plot_cosine]
     if any("gradient/variance_ratio_" in key for record in records for key in record):

@@ -238,8 +238,6 @@ class GradientMonitor(BaseCallback):
         :raises ImportError: If matplotlib is not installed
         :raises ValueError: If there is nothing to draw
         """
-        if not self._records:
-            raise ValueError("`GradientMonitor.plot` needs at least one measurement, got none: no update was measured yet.")
         try:
             draw(self._records, path)
         except ImportError as error:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from tests.helpers.environments import Scripted, vec
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -18,6 +17,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.actor_critic.numpy_sampler import NumpySampler
 from sb3_reinforce.actor_critic.sampler import PolicySampler
+from tests.helpers.environments import Scripted, vec
 from tests.helpers.policies import make_sampler
 
 OBSERVATION_SPACES: dict[str, spaces.Space] = {

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from tests.helpers import ROOT
 
 if find_spec("rl_zoo3") is None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from tests.helpers.environments import Scripted, vec
 from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -16,13 +15,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
-from tests.helpers.tiny_mdp import TinyEnv, collect_estimates, make_model
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.callbacks import GradientMonitor
 from sb3_reinforce.callbacks.gradient_monitor import coming_batch, present_weighting
 from sb3_reinforce.callbacks.noise import covariance_trace, divide, divisor_shares, group_gradients, measure_noise
 from sb3_reinforce.monte_carlo.episodes import Episodes
+from tests.helpers.environments import Scripted, vec
+from tests.helpers.tiny_mdp import TinyEnv, collect_estimates, make_model
 
 KEYS = ("norm", "covariance_trace", "snr", "noise_scale_episodes", "noise_scale_timesteps", "cosine")
 

@@ -237,7 +237,7 @@ def edges(rank: int, size: int) -> dict[str, Any]:
     env = DummyVecEnv([lambda: Uneven(0, ACTION_SPACES["discrete"])])
     model = REINFORCE("MlpPolicy", env, n_steps=1 + 30 * rank, batch_size=1, device="cpu").learn(1)
     steps = {float(state["step"]) for state in model.policy.optimizer.state.values()}
-    result["minibatches"] = {"steps": sorted(steps), "n": model._n_rollout_timesteps, "weights": weights(model)}
+    result["minibatches"] = {"steps": sorted(steps), "n": model.workers.totals(0, 0)[0], "weights": weights(model)}
 
     # Other environments, which have the same seed everywhere
     starts = Writes()

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from tests.helpers.environments import Scripted, vec
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
-from tests.helpers.tiny_mdp import TinyEnv, collect_estimates, deviation, exact_gradient, make_model
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.monte_carlo import baselines, linear
 from sb3_reinforce.callbacks import GradientMonitor
+from sb3_reinforce.monte_carlo import baselines, linear
 from sb3_reinforce.monte_carlo.episodes import Episodes
+from tests.helpers.environments import Scripted, vec
+from tests.helpers.tiny_mdp import TinyEnv, collect_estimates, deviation, exact_gradient, make_model
 
 GAMMA = 0.9
 

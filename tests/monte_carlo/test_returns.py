@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
-from sb3_reinforce.rollout.recorder import CompleteEpisodes, FixedLength, Recorder
 from sb3_reinforce.monte_carlo.returns import (
     Episodes,
     discounted_sums,
@@ -17,6 +16,7 @@ from sb3_reinforce.monte_carlo.returns import (
     returns_to_go,
     whole_episode_returns,
 )
+from sb3_reinforce.rollout.recorder import CompleteEpisodes, FixedLength, Recorder
 
 NUMBERS = st.floats(-100, 100)
 FACTORS = st.sampled_from([0.0, 1.0, 0.5, 0.9, 0.99]) | st.floats(0, 1)

@@ -11,7 +11,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from tests.helpers.environments import Breaking, Poisoned, Scripted, vec
 from gymnasium import spaces
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -22,6 +21,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.update import numpy_critic
+from tests.helpers.environments import Breaking, Poisoned, Scripted, vec
 
 SMALL = {"net_arch": [8]}
 CONTINUOUS = spaces.Box(-1, 1, (2,))

@@ -14,6 +14,9 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.rollout.recorder import CompleteEpisodes, Recorder
 from tests.helpers.tiny_mdp import (
     VALUES,
     WEIGHTS,
@@ -31,9 +34,6 @@ from tests.helpers.tiny_mdp import (
     objective,
     trajectories,
 )
-
-from sb3_reinforce import REINFORCE
-from sb3_reinforce.rollout.recorder import CompleteEpisodes, Recorder
 
 #: Standard errors that an estimate may lie from its expectation
 BOUND = 4.5

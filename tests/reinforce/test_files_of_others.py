@@ -1,8 +1,10 @@
 """Files and parameters of A2C and PPO, of other networks and other optimizers, and copies of models."""
 
 import copy
+import inspect
 import io
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,16 @@ import cloudpickle
 import numpy as np
 import pytest
 import torch as th
-from tests.helpers.environments import Breaking, Scripted, vec
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_reinforce import REINFORCE
 from tests.helpers import ROOT
+from tests.helpers.environments import Breaking, Scripted, vec
 
 SMALL: dict[str, Any] = {"net_arch": [8]}
 
@@ -219,6 +222,18 @@ def test_a_model_of_version_0_1_is_loaded_and_trains_on(recwarn: pytest.Warnings
     assert not [warning for warning in recwarn if "optimizer" in str(warning.message) or "algorithm" in str(warning.message)]
     assert model.num_timesteps > 0 and model.policy.optimizer.state_dict()["state"]
     assert moved(model, 1000, reset_num_timesteps=False)
+
+
+def test_a_saved_file_holds_arguments_and_the_state_of_sb3_and_nothing_of_the_run(tmp_path: Path) -> None:
+    of_sb3 = A2C("MlpPolicy", env()).learn(10)
+    of_sb3.save(tmp_path / "a2c")
+    known = set(load_from_zip_file(tmp_path / "a2c")[0] or {}) | set(inspect.signature(REINFORCE).parameters)
+    for kwargs in ({}, {"natural_gradient": True}, {"baseline": "leave_one_out", "horizon": 3}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            make(**kwargs).learn(40).save(tmp_path / "model")
+        data = load_from_zip_file(tmp_path / "model")[0]
+        assert data is not None and set(data) - known <= {"critic_lr_schedule", "_reward_found", "_warned_of_horizon"}
 
 
 # Copies

@@ -6,11 +6,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from tests.helpers.environments import Scripted, vec
 from gymnasium import spaces
 from torch.overrides import TorchFunctionMode
 
 from sb3_reinforce import REINFORCE, GradientMonitor
+from tests.helpers.environments import Scripted, vec
 
 
 def ramp(timestep: int) -> float:

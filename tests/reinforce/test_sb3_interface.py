@@ -13,7 +13,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from tests.helpers.environments import Scripted, vec
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import A2C
@@ -41,6 +40,7 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_reinforce import REINFORCE, EpisodeRolloutBuffer
+from tests.helpers.environments import Scripted, vec
 
 SMALL = {"net_arch": [8]}
 CONTINUOUS = spaces.Box(-1, 1, (2,))

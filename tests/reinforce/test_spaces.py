@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from tests.helpers.environments import Scripted, vec
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
@@ -15,6 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_reinforce import REINFORCE, CnnPolicy, MlpPolicy, MultiInputPolicy
+from tests.helpers.environments import Scripted, vec
 
 SMALL = {"net_arch": [8]}
 

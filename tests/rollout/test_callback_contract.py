@@ -6,7 +6,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from tests.helpers.environments import Scripted, vec
 from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, EveryNTimesteps
@@ -17,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.rollout import callback_locals
+from tests.helpers.environments import Scripted, vec
 
 ACTIONS: dict[str, spaces.Space] = {
     "Discrete": spaces.Discrete(3),

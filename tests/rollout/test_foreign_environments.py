@@ -15,8 +15,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 
-from sb3_reinforce.rollout.limits import EpisodeLimits
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.rollout.limits import EpisodeLimits
 from tests.helpers.environments import Scripted, vec
 
 WIDE = spaces.Box(-np.inf, np.inf, (2,), np.float32)

@@ -9,7 +9,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from tests.helpers.environments import Declared, Scripted, vec
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.callbacks import BaseCallback
@@ -20,6 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.rollout import limits
+from tests.helpers.environments import Declared, Scripted, vec
 
 SMALL = {"net_arch": [8]}
 
