@@ -30,7 +30,7 @@ from sb3_reinforce.rollout.advantages import advantages_under
 
 N_ENVS, N_EPISODES = 8, 4
 BASELINES = (None, "mean", "leave_one_out", "linear", "value")
-#: Timesteps of training behind each stage, and the discount factor
+#: Timesteps of training before each stage, and the discount factor
 TASKS: dict[str, tuple[tuple[int, ...], float]] = {
     "CartPole-v1": ((0, 15_000, 60_000), 0.99),
     "LunarLander-v3": ((0, 50_000, 150_000), 0.99),

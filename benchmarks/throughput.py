@@ -73,7 +73,7 @@ def env_only(env_id: str, n_envs: int, n_steps: int) -> Callable[[int], int]:
     :param env_id: The environment
     :param n_envs: Number of environments
     :param n_steps: Unused: there are no updates
-    :return: A function that plays at least so many steps with actions drawn beforehand
+    :return: A function that plays at least a given number of steps with actions drawn beforehand
     """
     env = make_vec_env(env_id, n_envs, seed=0)
     env.reset()
@@ -94,7 +94,7 @@ def learner(algorithm: type, env_id: str | Callable[[], gym.Env], n_envs: int, *
     :param env_id: The environment, or a function that makes it
     :param n_envs: Number of environments
     :param kwargs: Arguments of the algorithm
-    :return: A function that learns for at least so many steps and returns how many it took
+    :return: A function that learns for at least a given number of steps and returns how many it took
     """
     model = algorithm("MlpPolicy", make_vec_env(env_id, n_envs, seed=0), seed=0, device="cpu", **kwargs)
 

@@ -117,7 +117,7 @@ def find_entry(algo: str, env_id: str) -> tuple[str, dict[str, Any]]:
         entry = {**entry, "complete_episodes": True, **own, "gae_lambda": 1.0}
         source += ", with overrides of learning_mc.yml" if own else ", with gae_lambda 1"
     if env_id != plain:
-        entry.pop("horizon", None)  # behind it lies the reward
+        entry.pop("horizon", None)  # the reward comes after it
         source, entry["gamma"] = f"{source}; discount 1", 1.0
     return source, entry
 

@@ -76,14 +76,14 @@ class GradientMonitor(BaseCallback):
     - ``gradient/cosine``: the cosine between the gradients of the even and of the odd groups of episodes;
     - ``gradient/variance_ratio_<baseline>`` with ``compare_baselines``: the trace of the covariance on this batch if it had
       that baseline, over the present one. ``none``, ``mean``, ``leave_one_out``, ``linear``, and ``value`` where the
-      critic is trained; with ``_whole_episode`` (or ``_reward_to_go``) behind it if the returns were of the kind that they
+      critic is trained; with ``_whole_episode`` (or ``_reward_to_go``) appended if the returns were of the kind that they
       are not. Centred where the advantages are normalized, but all in the present
       scale, so that the same gradient is compared with more or less noise. Reward-to-go and whole episodes
       have the same expectation only with ``gamma=1`` or ``discount_state_distribution=True``.
 
     The ratios in ``snr`` and the noise scales are of averages, over the updates seen so far, of numerator and
     denominator, each update weighing ``decay`` as much as the next one that was seen. They are not logged
-    while the average of the squared norm is not positive. A batch of fewer than two episodes is passed by.
+    while the average of the squared norm is not positive. A batch of fewer than two episodes is skipped.
 
     The mean that the normalization subtracts and the other episodes in a baseline count as given; their fluctuation adds
     terms smaller by a factor of the number of episodes. ``"leave_one_out"`` with reward-to-go is the exception where few
@@ -98,7 +98,7 @@ class GradientMonitor(BaseCallback):
     (beside 27 ms for rollout and update), 20 ms with 8 (beside 121), 22 ms for LunarLander with 8 (beside 471). At
     ``every_n_updates=10`` it takes 2 % of the time or less. With ``compare_baselines`` 17, 78 and 432 ms: 6 to 9 %.
 
-    :param every_n_updates: Measure at the first of each so many updates
+    :param every_n_updates: Measure at every this many updates, beginning with the first
     :param compare_baselines: Whether to compare the variance with that under other baselines
     :param max_groups: With more episodes than that, groups of them take their place: cheaper, and noisier
     :param decay: Weight of a measurement relative to the next one in the averages, in (0, 1]; 1: the mean of all

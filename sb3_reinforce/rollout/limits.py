@@ -35,7 +35,7 @@ class EpisodeLimits:
         :param env: The training environments
         :param horizon: Argument of REINFORCE
         :param complete_episodes: Argument of REINFORCE
-        :raises ValueError: If their episodes cannot be broken off, which complete episodes need
+        :raises ValueError: If their episodes cannot be interrupted, which complete episodes need
         """
         self.cuts_expected = self.read(env, horizon)
         if complete_episodes:
@@ -93,7 +93,7 @@ def check_resets(env: VecEnv, cuts_expected: bool) -> None:
     """
     :param env: The vectorized environment
     :param cuts_expected: Whether episodes are cut at the horizon
-    :raises ValueError: If its episodes cannot be broken off to start several environments afresh
+    :raises ValueError: If its episodes cannot be interrupted to start several environments afresh
     """
     if (env.num_envs > 1 or cuts_expected) and any(
         allowed is False for allowed in of_wrappers(env, Monitor, "allow_early_resets")

@@ -20,7 +20,7 @@ class RecordedEpisode(NamedTuple):
     """
     :param env_id: The environment
     :param start: Vector step of the rollout at which the recording begins
-    :param stop: Vector step behind the last recorded one
+    :param stop: Vector step after the last recorded one
     :param first_timestep: Timestep of the episode at which the recording begins
     :param final_observation: The observation after the last recorded step if the episode could have gone on from there
         (a truncation), ``None`` if it terminated

@@ -177,7 +177,7 @@ def natural_step(
     :param workers: The workers, each of which has a part of the batch and the gradient of all of it
     :return: Norm of the gradient, and KL divergence of the policy from what it was before, averaged over the timesteps
     :raises NoDirectionError: If the gradient is zero, up to rounding, or the policy does not change along it
-    :raises TooFarError: If the step would go so far that its second-order divergence says nothing
+    :raises TooFarError: If the real divergence of the step is far beyond its second-order one
     :raises ValueError: If the gradient or the step is not finite. In all cases the weights are then as they were
     """
     # In float64, which not every device has

@@ -4,11 +4,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from sb3_reinforce import REINFORCE
+from sb3_reinforce import REINFORCE, Baseline, PolicyStep
 from tests.helpers import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -76,3 +78,19 @@ def test_cartpole_is_reproducible(folder_and_output: tuple[Path, str], tmp_path:
     results = [re.findall(r"^(?:Return|Trained for): .*$", output, re.MULTILINE) for output in (first, second)]
     assert results[0] == results[1] and len(results[0]) == 2
     assert (tmp_path / "output" / "reinforce_cartpole.zip").is_file(), "the default folder"
+
+
+def test_a_baseline_and_a_policy_step_of_ones_own_train() -> None:
+    command = [sys.executable, str(EXAMPLES / "own_strategies.py"), "--timesteps", "1500"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"^Mean return of the last \d+ episodes: \d+", output)
+    assert re.search(r"^Share of the last step that was taken: (1|0\.\d+)$", output, re.MULTILINE)
+
+
+def test_the_strategies_of_the_readme_train() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("### A baseline or a policy step of your own")[1]
+    program = "\n".join(re.findall(r"```python\n(.*?)```", text.split("\n## ")[0], re.DOTALL))
+    names: dict[str, Any] = {"REINFORCE": REINFORCE, "Baseline": Baseline, "PolicyStep": PolicyStep, "torch": torch}
+    exec(program, {**names, "env": "CartPole-v1"}, names)
+    model = names["model"].learn(600)
+    assert model.uses_critic and model.logger.name_to_value["train/step_size"] == 0.1

@@ -1,0 +1,159 @@
+"""The natural step of a whole update against the exact inverse of the Fisher information."""
+
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.update.fisher import scaled_step, solve
+from tests.update.natural import ACTIONS, TINY, actor, divergence, episodes, exact_step, flat, make, moved
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"cg_damping": 1e-3},
+        {"cg_damping": 2.0, "target_kl": 1e-4},
+        {"sub_sampling_factor": 3, "cg_damping": 0.01},
+        {"ent_coef": 0.3, "target_kl": 0.3},
+        {"baseline": None, "normalize_advantage": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ACTIONS)
+def test_the_step_is_that_of_the_exact_inverse(name: str, kwargs: dict[str, Any]) -> None:
+    model = make(episodes(ACTIONS[name], n_envs=2), learn=80, cg_max_steps=200, policy_kwargs=TINY, **kwargs)
+    assert model._n_updates >= 1
+    expected = exact_step(model, kwargs.get("sub_sampling_factor", 1))
+    assert float((moved(model) - expected).norm() / expected.norm()) < 2e-3
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_without_damping_the_step_is_that_of_the_pseudo_inverse(name: str) -> None:
+    """The logits of a softmax have a direction that changes nothing."""
+    kwargs: dict[str, Any] = {"cg_damping": 0.0, "cg_max_steps": 100, "policy_kwargs": {"net_arch": []}}
+    model = make(episodes(ACTIONS[name], n_envs=2), learn=80, **kwargs)
+    expected = exact_step(model)
+    assert float((moved(model) - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_a_gradient_of_any_scale_gives_the_same_step() -> None:
+    matrix = th.diag(th.tensor([1.0, 2.0, 0.0]))
+    gradient = th.tensor([1.0, -3.0, 0.0])
+    expected = th.tensor([1.0 / 1.1, -3.0 / 2.1, 0.0])
+    for scale in (1e-30, 1e-6, 1.0, 1e30):
+        x = solve(matrix.mv, scale * gradient, 15, 0.1)
+        th.testing.assert_close(x / x[0] * expected[0], expected, rtol=1e-4, atol=1e-6)
+        step = scaled_step(matrix.mv, x, 0.02)
+        assert float(0.5 * step @ matrix @ step) == pytest.approx(0.02, rel=1e-5)
+        assert step[0] > 0 > step[1]
+
+
+def test_the_random_numbers_of_the_training_are_left_alone() -> None:
+    results = []
+    for seed in (3, 4):
+        expected = th.rand(1, generator=th.Generator().manual_seed(seed))
+        th.manual_seed(seed)
+        results.append(solve(lambda v: v * th.arange(4), th.tensor([0.0, 1.0, 1.0, 1.0]), 2, 0.1))
+        assert th.equal(th.rand(1), expected)
+    assert th.equal(*results)
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_the_divergence_of_an_update_is_the_target(name: str) -> None:
+    model = make(episodes(ACTIONS[name]), learn=40, target_kl=1e-4)
+    with th.no_grad():
+        assert divergence(model) == pytest.approx(1e-4, rel=0.05)
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_the_divergence_of_an_update_is_the_target_with_gsde(squash: bool) -> None:
+    kwargs = {"squash_output": squash}
+    model = make(episodes(ACTIONS["box"]), learn=40, use_sde=True, target_kl=1e-4, policy_kwargs=kwargs)
+    with th.no_grad():
+        assert divergence(model) == pytest.approx(1e-4, rel=0.05)
+    assert (model.policy.log_std != model.before.log_std).any()
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"critic_learning_rate": 1e-3}, {"baseline": None}, {"vf_coef": 0.0}], ids=str)
+def test_the_learning_rate_is_the_critics_alone(kwargs: dict[str, Any]) -> None:
+    models = [
+        make(episodes(ACTIONS["box"]), learn=100, learning_rate=rate, max_grad_norm=norm, baseline=baseline)
+        for rate, norm, baseline in ((1e-2, 0.5, None), (0.0, 0.5, None), (1.0, 1e-9, None))
+    ]
+    weights = [flat(actor(model.policy)) for model in models]
+    assert th.equal(weights[0], weights[1]) and th.equal(weights[0], weights[2])
+    model = make(episodes(ACTIONS["box"]), learn=100, **kwargs)
+    states = model.policy.optimizer.state
+    assert all(parameter not in states or not states[parameter] for parameter in actor(model.policy))
+    assert all(parameter.grad is None for parameter in actor(model.policy))
+    critic = [(name, p) for name, p in model.policy.named_parameters() if "value" in name]
+    before = dict(model.before.named_parameters())
+    changed = [not th.equal(p.double(), before[name]) for name, p in critic]
+    assert all(changed) if model.uses_critic else not any(changed)
+
+
+def test_the_critic_is_fitted_as_without() -> None:
+    """The joint step and the passes of the first update are those of an update without the natural gradient."""
+    models = [make(episodes(ACTIONS["discrete"]), learn=32, natural_gradient=natural) for natural in (True, False)]
+    critics = [flat([p for n, p in model.policy.named_parameters() if "value" in n]) for model in models]
+    th.testing.assert_close(*critics)
+    assert not th.allclose(*(flat(actor(model.policy)) for model in models))
+    logs = [model.logger.name_to_value for model in models]
+    assert logs[0]["train/grad_norm"] == pytest.approx(logs[1]["train/grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("part", ["mlp_extractor.policy_net.0", "action_net", "log_std"])
+def test_frozen_parameters_stay(part: str) -> None:
+    model = make(episodes(ACTIONS["box"]), policy_kwargs=TINY, cg_max_steps=100)
+    names = [name for name, _ in model.policy.named_parameters() if name.startswith(part)]
+    for name, parameter in model.policy.named_parameters():
+        parameter.requires_grad_(name not in names)
+    model.learn(40)
+    before = dict(model.before.named_parameters())
+    for name, parameter in model.policy.named_parameters():
+        assert th.equal(parameter.double(), before[name]) == (name in names), name
+    expected = exact_step(model)
+    assert float((moved(model) - expected).norm() / expected.norm()) < 2e-3
+
+
+def test_with_a_frozen_actor_the_critic_learns_on() -> None:
+    model = make(episodes(ACTIONS["discrete"]))
+    for parameter in actor(model.policy):
+        parameter.requires_grad_(False)
+    model.learn(40)
+    before = dict(model.before.named_parameters())
+    changed = {name for name, p in model.policy.named_parameters() if not th.equal(p.double(), before[name])}
+    assert changed and all("value" in name for name in changed)
+
+
+def test_the_arguments_are_saved(tmp_path: Any) -> None:
+    arguments = {"natural_gradient": True, "target_kl": 0.02, "cg_max_steps": 7, "cg_damping": 0.2, "sub_sampling_factor": 2}
+    model = make(episodes(ACTIONS["discrete"]), learn=40, **arguments)
+    model.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", env=episodes(ACTIONS["discrete"]), device="cpu")
+    assert {name: getattr(loaded, name) for name in arguments} == arguments
+    assert th.equal(flat(actor(loaded.policy)), flat(actor(model.policy)))
+    loaded.learn(40)
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    weights = [flat(actor(make(episodes(ACTIONS["box"]), learn=100).policy)) for _ in range(2)]
+    assert th.equal(*weights)
+
+
+def test_fixed_length_rollouts() -> None:
+    model = make(episodes(ACTIONS["discrete"], n_envs=2), learn=200, complete_episodes=False, n_steps=16, gae_lambda=0.9)
+    assert model._n_updates > 2 and moved(model).any()
+
+
+def test_it_learns_cartpole() -> None:
+    model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", 4), n_steps=256, natural_gradient=True, seed=0, device="cpu")
+    model.learn(30_000)
+    mean, _ = evaluate_policy(model, gym.make("CartPole-v1"), n_eval_episodes=5, warn=False)
+    assert mean > 300
