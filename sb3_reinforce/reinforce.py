@@ -551,8 +551,15 @@ class REINFORCE(OnPolicyAlgorithm):
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
-        # As SB3 does, but all or nothing, and also those of A2C or PPO. The state of an optimizer that is not like this
-        # one's is not taken over, with a warning; the optimizer then starts anew
+        """
+        Load parameters as SB3 does, but all or nothing, and also those of A2C or PPO. The state of an optimizer that is not like
+        this one's is not taken over, with a warning; the optimizer then starts anew.
+
+        :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
+        :param exact_match: Whether all parameters must be there
+        :param device: Device to load them to
+        :raises ValueError: If the parameters are those of another network
+        """
         expected = set(self._get_torch_save_params()[0])
         with files.fitted(load_path_or_dict, self.policy, expected, exact_match, device) as parameters:
             super().set_parameters(parameters, exact_match, device)

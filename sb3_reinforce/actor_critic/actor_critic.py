@@ -237,7 +237,11 @@ class ActorCritic:
 
 
 class SeparableActorCritic(ActorCritic):
-    """A policy with SB3's own methods: its actor and its critic can be called separately."""
+    """
+    A policy with SB3's own methods: its actor and its critic can be called separately.
+
+    :param policy: The policy
+    """
 
     def sampler(self, env: VecEnv, rng: np.random.Generator) -> PolicySampler:
         return NumpySampler(self.policy, env.num_envs, rng) if is_understood(self.policy) else PolicySampler(self.policy)

@@ -16,7 +16,7 @@ from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.callbacks.figure import draw
 from sb3_reinforce.callbacks.noise import EstimateNoise, divide, divisor_shares, measure_noise
 from sb3_reinforce.distributed.workers import ALONE
-from sb3_reinforce.monte_carlo.baselines import NAMED, Baseline
+from sb3_reinforce.monte_carlo.baselines import NAMED, Baseline, make_baseline
 from sb3_reinforce.monte_carlo.episodes import Episodes
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.advantages import advantages_under
@@ -173,11 +173,11 @@ class GradientMonitor(BaseCallback):
         if not (self.compare_baselines and model.complete_episodes and isinstance(buffer, EpisodeRolloutBuffer)):
             return {}
         deviation = float(buffer.advantages.std(ddof=1)) if model.normalize_advantage and len(buffer.advantages) > 1 else None
-        result = {}
+        result, present = {}, type(make_baseline(model.baseline))
         for reward_to_go in (True, False):
             suffix = "" if reward_to_go == model.reward_to_go else "_reward_to_go" if reward_to_go else "_whole_episode"
             for name, baseline in _comparable_baselines(model).items():
-                if suffix == "" and name == model.baseline:
+                if suffix == "" and type(baseline) is present:
                     continue
                 advantages = advantages_under(buffer, baseline, reward_to_go, model.only_earlier_episodes)
                 if deviation is not None:

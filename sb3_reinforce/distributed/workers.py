@@ -408,10 +408,8 @@ class Group(Alone):
 
     @contextmanager
     def whole_file(self, path: Path) -> Iterator[Path]:
-        """
-        A script that several workers run saves to one path several times at once: each writes a file of its own, which then
-        takes the place as a whole.
-        """
+        # A script that several workers run saves to one path several times at once: each writes a file of its own, which then
+        # takes the place as a whole
         if isinstance(path, io.BufferedIOBase):
             yield path
             return
