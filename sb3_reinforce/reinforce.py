@@ -552,8 +552,8 @@ class REINFORCE(OnPolicyAlgorithm):
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """
-        Load parameters as SB3 does, but all or nothing, and also those of A2C or PPO. The state of an optimizer that is not like
-        this one's is not taken over, with a warning; the optimizer then starts anew.
+        Load parameters as SB3 does, but all or nothing, and also those of A2C or PPO. The state of an optimizer that is not
+        like this one's is not taken over, with a warning; the optimizer then starts anew.
 
         :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
         :param exact_match: Whether all parameters must be there

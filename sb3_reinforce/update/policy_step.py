@@ -69,7 +69,11 @@ class PolicyStep:
 
 
 class OptimizerStep(PolicyStep):
-    """A step of the policy's optimizer along the gradient, as in A2C."""
+    """
+    A step of the policy's optimizer along the gradient, as in A2C.
+
+    :param model: The model that it belongs to
+    """
 
     def take(self, gradients: Gradients, batch: Batch, weights: th.Tensor, parameters: Parameters) -> dict[str, float]:
         optimizer, joint = self.model.policy.optimizer, self.joint(parameters)
