@@ -135,11 +135,16 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             rows["values"][first:stop] = value.detach().cpu().numpy().reshape(self.n_envs)[recording]
         if log_prob is not None:
             rows["log_probs"][first:stop] = log_prob.detach().cpu().numpy().reshape(self.n_envs)[recording]
-        for name, array in (extras or {}).items():
-            if name not in self.extras:
-                self.extras[name] = np.empty((len(rows["rewards"]), *array.shape[1:]), array.dtype)
-            self.extras[name][first:stop] = array[recording]
+        if extras is not None:
+            self._write_extras(extras, recording, first, stop)
         self.pos = stop
+
+    def _write_extras(self, extras: dict[str, np.ndarray], recording: np.ndarray, first: int, stop: int) -> None:
+        assert self._rows is not None
+        for name, array in extras.items():
+            if name not in self.extras:
+                self.extras[name] = np.empty((len(self._rows["rewards"]), *array.shape[1:]), array.dtype)
+            self.extras[name][first:stop] = array[recording]
 
     def _write_observations(self, obs: np.ndarray | dict[str, np.ndarray], first: int, stop: int) -> None:
         assert isinstance(obs, np.ndarray)

@@ -355,8 +355,8 @@ class REINFORCE(OnPolicyAlgorithm):
             check_step(judged(new_obs), rewards, recording, timestep, self._vec_normalize_env)  # type: ignore[arg-type]
             if np.count_nonzero(dones) or any("episode" in info for info in infos):
                 self._update_info_buffer([infos[i] for i in recording], dones[recording])
-            extras = {"extras": sampler.extras} if sampler.extras else {}
-            add(acted_on, actions, rewards, self._last_episode_starts, *evaluated, recording, **extras)
+            step = (acted_on, actions, rewards, self._last_episode_starts, evaluated[0], evaluated[1], recording)
+            add(*step, sampler.extras) if sampler.extras else add(*step)
             n_cut = len(recorder.cut)
             recorder.advance(dones, infos, new_obs)  # type: ignore[arg-type]
             if len(recorder.cut) > n_cut:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -98,6 +98,8 @@ class Batch:
         :param rows: Some of the timesteps
         :return: Those
         """
+        if isinstance(rows, slice) and rows == slice(0, len(self)):
+            return replace(self, rows=rows)
         episodes = self.episodes.within(rows) if isinstance(rows, slice) and self.episodes is not None else None
         return Batch(
             take(self.observations, rows),
