@@ -159,6 +159,22 @@ def _is_recurrent(policy: type[BasePolicy]) -> bool:
     return recurrent is not None and issubclass(policy, recurrent.RecurrentActorCriticPolicy)
 
 
+def check_policy_step(policy_step_class: object, base: type, natural_gradient: bool) -> None:
+    """
+    :param policy_step_class: What takes the policy's steps
+    :param base: What it must be derived from
+    :param natural_gradient: Whether the natural step was asked for, too
+    :raises ValueError: If it is no such class, or both were asked for
+    """
+    if not (isinstance(policy_step_class, type) and issubclass(policy_step_class, base)):
+        raise ValueError(f"`policy_step_class` must be a subclass of {base.__name__} or None, got {policy_step_class!r}.")
+    if natural_gradient:
+        raise ValueError(
+            "`natural_gradient=True` is a policy step itself, and cannot be used with a `policy_step_class`, got "
+            f"{policy_step_class.__name__}."
+        )
+
+
 def check_names(given: Iterable[str], known: Iterable[str], function: str) -> None:
     """
     :param given: Names of arguments that were given

@@ -182,6 +182,7 @@ class REINFORCE(OnPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
+        arguments.check_arguments(locals())
         if env is None and _init_setup_model:  # `load` comes without
             raise ValueError("`env` must be an environment or the name of one, got None.")
         super().__init__(
@@ -226,26 +227,27 @@ class REINFORCE(OnPolicyAlgorithm):
         self.sub_sampling_factor = sub_sampling_factor
 
         if _init_setup_model:
-            self._setup_model()
             self._check_environment()
+            self._setup_model(arguments_checked=True)
 
-    def _setup_model(self) -> None:
-        self._check_arguments()  # `load` sets attributes without the constructor
+    def _setup_model(self, arguments_checked: bool = False) -> None:
+        if not arguments_checked:  # `load` sets attributes without the constructor
+            arguments.check_arguments(vars(self))
+        self._convert_numbers()
         arguments.check_policy_class(self.policy_class, self.policy_base)
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
         self.workers: Alone = ALONE
         self._seeded_env: VecEnv | None = None  # among several workers, the environments that were given seeds of their own
-        self._policy_step: PolicyStep | None = None
+        self._policy_steps: dict[type[PolicyStep], PolicyStep] = {}
         self._player = Player(self)
         super()._setup_model()
         use_fused_adam(self.policy.optimizer)
         group_parameters(self.policy, self.actor_critic.split())
         self.policy_step.check()
 
-    def _check_arguments(self) -> None:
-        arguments.check_arguments(vars(self))
+    def _convert_numbers(self) -> None:
         for name in inspect.signature(REINFORCE).parameters:
             if hasattr(self, name):
                 setattr(self, name, arguments.as_plain_number(getattr(self, name)))
@@ -261,7 +263,7 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def set_random_seed(self, seed: int | None = None) -> None:
         super().set_random_seed(seed)
-        if seed is not None:
+        if seed is not None and hasattr(self, "_player"):
             self._player.seed(seed)
 
     # The strategies. Made of what the model has when they are asked for, as all of it may be replaced
@@ -275,13 +277,13 @@ class REINFORCE(OnPolicyAlgorithm):
     def policy_step(self) -> PolicyStep:
         """What moves the policy."""
         kind = self._get_policy_step_class()
-        if type(self._policy_step) is not kind:
-            self._policy_step = kind(self)
-        assert self._policy_step is not None
-        return self._policy_step
+        if kind not in self._policy_steps:
+            self._policy_steps[kind] = kind(self)
+        return self._policy_steps[kind]
 
     def _get_policy_step_class(self) -> type[PolicyStep]:
         if self.policy_step_class is not None:
+            arguments.check_policy_step(self.policy_step_class, PolicyStep, self.natural_gradient)
             return self.policy_step_class
         if not self.natural_gradient:
             return OptimizerStep
@@ -342,7 +344,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 reset_noise(self.policy, env.num_envs)
             acted_on = self._last_obs
             actions, *evaluated = sample(acted_on, timestep)
-            clipped_actions = to_environment(actions, self.policy)
+            clipped_actions = to_environment(actions, self.action_space, self.policy)
 
             new_obs, rewards, dones, infos = env.step(clipped_actions)
 
@@ -382,6 +384,7 @@ class REINFORCE(OnPolicyAlgorithm):
             completed = super().collect_rollouts(env, self.workers.postponed(callback), rollout_buffer, n_rollout_steps)
         if not completed:
             return self._player.share(callback, goes_on=False).goes_on
+        sb3_buffer.check_filled_buffer(rollout_buffer)
         episodes = sb3_buffer.pieces_of_episodes(rollout_buffer)
         goes_on = self._player.share(callback, True, episodes.n_timesteps, len(episodes)).goes_on
         if goes_on:
@@ -409,7 +412,7 @@ class REINFORCE(OnPolicyAlgorithm):
             gradients = estimate_gradients(actor_critic, batch, weights, parameters, self.ent_coef, self.vf_coef, n_total)
             check_losses(gradients, batch)
             gradients = add_up(gradients, workers)
-            logs = step.take(gradients, batch, weights, parameters)
+            logs = dict(step.take(gradients, batch, weights, parameters) or {})
             gradients = gradients._replace(actor=[], critic=[])  # they may be as large as the policy
             passes = (self.n_critic_updates, self.batch_size, self.max_grad_norm)
             fit_critic(actor_critic, batch, parameters.critic, *passes, workers)
@@ -426,26 +429,34 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         buffer = self.rollout_buffer
         if not isinstance(buffer, EpisodeRolloutBuffer):
-            samples, rows = sb3_buffer.read(buffer)
-            return Batch.of_samples(samples, self.action_space, None, rows)
-        in_order = next(buffer.get(shuffle=False))
+            return Batch.of_samples(next(buffer.get()), self.action_space, None)
         extras = {name: buffer.to_torch(array, copy=False) for name, array in buffer.extras.items()}
-        return Batch.of_samples(in_order, self.action_space, buffer.episodes, slice(0, len(in_order.actions)), extras)
+        return Batch.of_samples(next(buffer.get(shuffle=False)), self.action_space, buffer.episodes, extras)
 
-    def weights(self, batch: Batch, workers: Alone | None = None) -> th.Tensor:
+    def weights(
+        self,
+        batch: Batch,
+        workers: Alone | None = None,
+        reward_to_go: bool | None = None,
+        normalize_advantage: bool | None = None,
+    ) -> th.Tensor:
         r"""
         :param batch: The batch of an update
         :param workers: The workers whose batches it is weighed with; ``None``: those that the model learns with
+        :param reward_to_go: Whether its advantages are of returns-to-go; ``None``: as the model has it
+        :param normalize_advantage: Whether to normalize them; ``None``: as the model has it
         :return: The weight :math:`w_t A_t / Z` of each log-probability in the estimate, shape ``(n_timesteps,)``
         """
         workers = self.workers if workers is None else workers
-        episodes = sb3_buffer.pieces_of_episodes(self.rollout_buffer) if batch.episodes is None else batch.episodes
-        n_timesteps, n_episodes = workers.totals(len(batch), len(episodes))
+        reward_to_go = self.reward_to_go if reward_to_go is None else reward_to_go
+        normalize_advantage = self.normalize_advantage if normalize_advantage is None else normalize_advantage
         discounts = None
-        if self.discount_state_distribution and self.reward_to_go:  # the return of the whole episode is discounted already
-            discounts = self.gamma ** th.as_tensor(episodes.timesteps, device=self.device)
+        if self.discount_state_distribution and reward_to_go:  # the return of the whole episode is discounted already
+            assert batch.timesteps is not None
+            discounts = self.gamma**batch.timesteps
+        n_timesteps, n_episodes = workers.totals(len(batch), sb3_buffer.n_episodes(self.rollout_buffer))
         divisor = n_episodes if self.average_over == "episodes" else n_timesteps
-        return log_prob_weights(batch.advantages, discounts, divisor, self.normalize_advantage, workers)
+        return log_prob_weights(batch.advantages, discounts, divisor, normalize_advantage, workers)
 
     def _record_update(self, gradients: Gradients, logs: dict[str, float]) -> None:
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -492,9 +503,11 @@ class REINFORCE(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self.workers = self.workers.joined(self.device)
-        self._check_arguments()  # they may have been set by hand
+        arguments.check_arguments(vars(self))  # they may have been set by hand
+        self._convert_numbers()
         self._check_environment()
-        sb3_buffer.check_buffer(self.rollout_buffer, vars(self))
+        sb3_buffer.check_buffer(self.rollout_buffer, vars(self), self.actor_critic)
+        self.policy_step.check()
         self._player.limits.begin(self.env, self.horizon, self.complete_episodes)  # type: ignore[arg-type]
         self.workers.start(self, total_timesteps)
         self._player.limits.share(self.workers)
@@ -539,8 +552,25 @@ class REINFORCE(OnPolicyAlgorithm):
         force_reset: bool = True,
         **kwargs: Any,
     ) -> SelfREINFORCE:
-        # As SB3 does, but refuse arguments that do not exist, and take over the policies of other algorithms
-        known = {*arguments.constructor_arguments(cls), *inspect.signature(super().load).parameters}
+        """
+        Load the model from a zip-file, as SB3 does, but refuse arguments that do not exist or make no sense.
+
+        Of a file that A2C or PPO (or another algorithm with such a policy) has saved, it takes the policy, the spaces,
+        ``gamma``, gSDE, the seed and the settings of the log, with a warning. The optimizer starts anew, and all other
+        arguments are REINFORCE's defaults, unless ``kwargs`` say otherwise.
+
+        :param path: Path to the file (or a file-like) where to load the agent from
+        :param env: The new environment to run the loaded model on (can be None if you only need prediction)
+        :param device: Device on which the code should run
+        :param custom_objects: Dictionary of objects to replace upon loading
+        :param print_system_info: Whether to print the system info of the saved model and the current one
+        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior
+        :param kwargs: Further arguments of the constructor, to change them
+        :return: New model instance with loaded parameters
+        :raises ValueError: If a name is no argument, or a value is none that the argument takes, or the policy in the file is
+            of a kind that does not fit
+        """
+        known = {"policy_step_class", *arguments.constructor_arguments(cls), *inspect.signature(super().load).parameters}
         arguments.check_names(kwargs, known, f"{cls.__name__}.load")
         path = files.own_or_converted(cls.__name__, path, device, custom_objects)
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
@@ -569,10 +599,18 @@ class REINFORCE(OnPolicyAlgorithm):
             super().save(file, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["workers", "_seeded_env", "_player", "_policy_step", "_made_schedule"]
-        return [*super()._excluded_save_params(), *own]
+        own = ["workers", "_seeded_env", "_player", "_policy_steps", "_made_schedule"]
+        # In files of version 0.1
+        former = ["_n_rollout_episodes"]
+        return [*super()._excluded_save_params(), *own, *former]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes a logger of its own when it learns: this one may hold open files
         state = {name: value for name, value in vars(self).items() if name != "_logger"}
         return {**state, "_custom_logger": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if hasattr(self, "_player"):  # it and the steps of a shallow copy belong to the original
+            self._player = self._player.of_copy(self)
+            self._policy_steps = {kind: step.of_copy(self) for kind, step in self._policy_steps.items()}

@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Distribution
 
-from sb3_reinforce.actor_critic.batch import MAX_NUMBERS, Batch, drawn_batches, piece_size, slices
+from sb3_reinforce.actor_critic.batch import MAX_NUMBERS, Batch, drawn_batches, piece_size, slices, sub_sample
 from sb3_reinforce.actor_critic.inspection import has_sb3_forward, passes_on_every_number
 from sb3_reinforce.actor_critic.numpy_sampler import NumpySampler, is_understood
 from sb3_reinforce.actor_critic.parameters import Parameters, Split, group_parameters, reached_by, split_by_modules, trainable
@@ -146,14 +146,24 @@ class ActorCritic:
         """
         return Regression(self, batch, lambda piece: self.evaluate(piece)[0])
 
-    def minibatches(self, batch: Batch, batch_size: int, workers: Alone) -> Iterator[tuple[np.ndarray, int]]:
+    def minibatches(self, batch: Batch, batch_size: int, workers: Alone) -> Iterator[tuple[np.ndarray | slice, int]]:
         """
         :param batch: A batch
         :param batch_size: The largest size of a minibatch
         :param workers: The workers, each with a batch of its own
-        :return: For each minibatch of one pass its rows, and how many it has together with those of all workers
+        :return: For each minibatch of one pass its rows, and how many it has together with those of all workers. Rows as a
+            slice of whole episodes stay episodes in :meth:`pieces` and :meth:`evaluate`
         """
         return workers.minibatches(len(batch), batch_size)
+
+    def sub_sample(self, batch: Batch, factor: int, workers: Alone) -> Batch:
+        """
+        :param batch: A batch
+        :param factor: Which part of it to take
+        :param workers: The workers, each with a batch of its own
+        :return: One of each ``factor`` timesteps
+        """
+        return batch.part(sub_sample(len(batch), factor, workers).to(batch.actions.device))
 
     # Parameters
 
@@ -309,17 +319,17 @@ class Regression:
         self.value = value
         self.latents = latents
 
-    def values(self, rows: th.Tensor) -> Iterator[tuple[th.Tensor, th.Tensor]]:
+    def values_and_returns(self, rows: th.Tensor | slice) -> Iterator[tuple[th.Tensor, th.Tensor]]:
         """
-        :param rows: Some of the timesteps, shape ``(n,)``
-        :return: Values with their graph, and the rows that they are of, in pieces of bounded size
+        :param rows: Some of the timesteps
+        :return: Values with their graph, and the returns that they are to be, in pieces of bounded size
         """
-        policy = self.actor_critic.policy
+        policy, returns = self.actor_critic.policy, self.batch.returns[rows]
         if self.latents is not None:
-            yield policy.value_net(policy.mlp_extractor.forward_critic(self.latents[rows])).flatten(), rows
+            yield policy.value_net(policy.mlp_extractor.forward_critic(self.latents[rows])).flatten(), returns
             return
-        for part in slices(len(rows), piece_size(policy.observation_space, policy.action_space)):
-            yield self.value(self.batch.part(rows[part])), rows[part]
+        for piece in self.actor_critic.pieces(self.batch.part(rows)):
+            yield self.value(piece), piece.returns
 
 
 def make_actor_critic(policy: ActorCriticPolicy) -> ActorCritic:

@@ -14,6 +14,7 @@ from stable_baselines3.common.preprocessing import get_action_dim, get_flattened
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples, TensorDict
 
 from sb3_reinforce.buffers import EpisodeRolloutBufferSamples
+from sb3_reinforce.distributed.workers import Alone
 from sb3_reinforce.monte_carlo.episodes import Episodes
 
 #: A forward pass takes at most this many timesteps, and this many numbers (of observations and action distributions), at once
@@ -37,6 +38,7 @@ class Batch:
     :param episodes: How the timesteps divide into episodes; ``None`` for a part that cuts through them
     :param rows: Where these timesteps are in the batch that they were taken from (in the rollout, if this is all of it)
     :param extras: What else the policy takes with an observation, by the names of its arguments
+    :param timesteps: The timestep of each within its episode, shape ``(n_timesteps,)``; ``None`` where it is not known
     """
 
     observations: PyTorchObs
@@ -46,6 +48,7 @@ class Batch:
     episodes: Episodes | None
     rows: slice | th.Tensor
     extras: TensorDict = field(default_factory=dict)
+    timesteps: th.Tensor | None = None
 
     @classmethod
     def of_samples(
@@ -53,19 +56,26 @@ class Batch:
         samples: EpisodeRolloutBufferSamples | RolloutBufferSamples,
         action_space: spaces.Space,
         episodes: Episodes | None,
-        rows: slice | th.Tensor,
         extras: TensorDict | None = None,
     ) -> "Batch":
         """
         :param samples: The samples of a rollout buffer
         :param action_space: Action space
         :param episodes: How they divide into episodes, if they are in that order
-        :param rows: Where they are in the rollout
         :param extras: See above
         :return: The batch
         """
         actions = cls.as_actions(samples.actions, action_space)
-        return cls(samples.observations, actions, samples.advantages, samples.returns, episodes, rows, extras or {})
+        return cls(
+            samples.observations,
+            actions,
+            samples.advantages,
+            samples.returns,
+            episodes if episodes is not None and episodes.n_timesteps == len(actions) else None,
+            slice(0, len(actions)),
+            extras or {},
+            getattr(samples, "timesteps", None),
+        )
 
     @classmethod
     def of_observations(cls, observations: PyTorchObs, actions: th.Tensor, episodes: Episodes | None = None) -> "Batch":
@@ -109,6 +119,7 @@ class Batch:
             episodes,
             rows,
             {name: array[rows] for name, array in self.extras.items()},
+            None if self.timesteps is None else self.timesteps[rows],
         )
 
 
@@ -184,3 +195,22 @@ def drawn_batches(policy: ActorCriticPolicy) -> Iterator[Batch]:
         except Exception:  # the user's network may raise anything
             continue
         yield Batch.of_observations(observation, action, episode)
+
+
+def sub_sample(n_timesteps: int, factor: int, workers: Alone) -> th.Tensor:
+    """
+    One timestep of each ``factor`` that follow each other, drawn: a fixed stride would meet episodes of the same length at
+    the same timesteps. The draws are the same in each update, and do not depend on how workers have divided the batch.
+
+    :param n_timesteps: Number of timesteps of this worker
+    :param factor: How many to draw one from
+    :param workers: The workers, whose timesteps follow each other
+    :return: The timesteps, in order; of all workers together at least one
+    """
+    counts = workers.gather(n_timesteps)
+    first, total = sum(counts[: workers.rank]), sum(counts)
+    factor = min(factor, total)
+    starts = np.arange(0, total, factor)
+    sizes = np.minimum(factor, total - starts)
+    drawn = starts + (np.random.default_rng(0).random(len(starts)) * sizes).astype(np.int64) - first
+    return th.from_numpy(drawn[(drawn >= 0) & (drawn < n_timesteps)])

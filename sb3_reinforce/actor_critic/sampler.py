@@ -107,17 +107,18 @@ def of_space(obs: Observation, space: spaces.Space) -> Observation:
     return {key: obs[key] for key in space.spaces} if isinstance(space, spaces.Dict) else obs
 
 
-def to_environment(actions: np.ndarray, policy: ActorCriticPolicy) -> np.ndarray:
+def to_environment(actions: np.ndarray, action_space: spaces.Space, policy: ActorCriticPolicy) -> np.ndarray:
     """
     :param actions: Actions as the policy draws them
+    :param action_space: Action space of the environment
     :param policy: The policy
     :return: As the environment takes them: SB3 samples Gaussians without bounds
     """
-    if not isinstance(policy.action_space, spaces.Box):
+    if not isinstance(action_space, spaces.Box):
         return actions
     if policy.squash_output:
         return policy.unscale_action(actions)
-    return np.minimum(np.maximum(actions, policy.action_space.low), policy.action_space.high)
+    return np.minimum(np.maximum(actions, action_space.low), action_space.high)
 
 
 def reset_noise(policy: ActorCriticPolicy, n_envs: int) -> None:

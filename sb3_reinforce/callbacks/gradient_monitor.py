@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,8 +21,7 @@ from sb3_reinforce.monte_carlo.baselines import NAMED, Baseline, make_baseline
 from sb3_reinforce.monte_carlo.episodes import Episodes
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.advantages import advantages_under
-from sb3_reinforce.rollout.sb3_buffer import left_unread, pieces_of_episodes
-from sb3_reinforce.update.gradients import log_prob_weights
+from sb3_reinforce.rollout.sb3_buffer import read_in_order
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -150,10 +150,11 @@ class GradientMonitor(BaseCallback):
         if (self._n_rollouts - 1) % self.every_n_updates != 0:
             return
         assert isinstance(self.model, REINFORCE)
-        batch, episodes = coming_batch(self.model)
-        if episodes is None or len(episodes) < 2:
+        batch = coming_batch(self.model)
+        episodes = batch.episodes
+        if episodes is None or len(episodes) < 2:  # it is not known if a user's buffer leaves timesteps out
             return
-        weightings = {"": present_weighting(self.model, batch, episodes), **self._alternatives(self.model)}
+        weightings = {"": present_weighting(self.model, batch), **self._alternatives(self.model, batch)}
         groups, sizes = divide(episodes, self.max_groups)
         noises = measure_noise(
             self.model.actor_critic,
@@ -167,7 +168,7 @@ class GradientMonitor(BaseCallback):
         if all(math.isfinite(noise.squared_norm) for noise in noises):
             self._record(episodes, dict(zip(weightings, noises, strict=True)))
 
-    def _alternatives(self, model: REINFORCE) -> dict[str, "Weighting"]:
+    def _alternatives(self, model: REINFORCE, batch: Batch) -> dict[str, "Weighting"]:
         """The weightings that the update would have under other baselines, by the names of these."""
         buffer = model.rollout_buffer
         if not (self.compare_baselines and model.complete_episodes and isinstance(buffer, EpisodeRolloutBuffer)):
@@ -183,7 +184,7 @@ class GradientMonitor(BaseCallback):
                 if deviation is not None:
                     advantages = (advantages - advantages.mean()) / (deviation + 1e-8)
                 tensor = th.as_tensor(advantages, dtype=th.float32, device=model.device)
-                weights = _weights(model, tensor, buffer.episodes, reward_to_go)
+                weights = model.weights(replace(batch, advantages=tensor), ALONE, reward_to_go, normalize_advantage=False)
                 result[f"{name or 'none'}{suffix}"] = Weighting(weights, _shares(model, advantages, buffer.episodes))
         return result
 
@@ -295,23 +296,16 @@ class Weighting(NamedTuple):
     shares: np.ndarray
 
 
-def coming_batch(model: REINFORCE) -> tuple[Batch, Episodes | None]:
+def coming_batch(model: REINFORCE) -> Batch:
     """
     Read the batch of the coming update off a model, which keeps everything as it is.
 
     :param model: A model that has just collected a rollout
-    :return: The batch, episode by episode, and how it divides into episodes (in a rollout buffer of SB3's own into pieces of
-        episodes); ``None`` if a user's own buffer does not give each of its timesteps once
+    :return: The batch, episode by episode (in a rollout buffer of SB3's own: by pieces of episodes)
     """
-    with left_unread(model.rollout_buffer):
-        batch = model.batch()
-    if batch.episodes is not None:
-        return batch, batch.episodes
-    episodes = pieces_of_episodes(model.rollout_buffer)
-    assert isinstance(batch.rows, th.Tensor)
-    if not th.equal(batch.rows.sort().values.cpu(), th.arange(episodes.n_timesteps)):
-        return batch, None
-    return batch.part(batch.rows.argsort()), episodes
+    if isinstance(model.rollout_buffer, EpisodeRolloutBuffer):
+        return model.batch()
+    return read_in_order(model.rollout_buffer, model.action_space)
 
 
 def _comparable_baselines(model: REINFORCE) -> dict[str | None, Baseline]:
@@ -326,26 +320,16 @@ def _comparable_baselines(model: REINFORCE) -> dict[str | None, Baseline]:
     return found
 
 
-def present_weighting(model: REINFORCE, batch: Batch, episodes: Episodes) -> Weighting:
+def present_weighting(model: REINFORCE, batch: Batch) -> Weighting:
     """
     :param model: A model
-    :param batch: Its batch
-    :param episodes: The episodes of the batch
+    :param batch: Its batch, with episodes
     :return: How the coming update weighs it
     """
     # Among several workers it is rank 0 alone that measures
-    weights = model.weights(batch, ALONE)
-    return Weighting(weights, _shares(model, batch.advantages.cpu().numpy(), episodes))
+    return Weighting(model.weights(batch, ALONE), _shares(model, batch.advantages.cpu().numpy(), batch.episodes))
 
 
-def _weights(model: REINFORCE, advantages: th.Tensor, episodes: Episodes, reward_to_go: bool) -> th.Tensor:
-    """With advantages that are normalized already."""
-    discounts = None
-    if model.discount_state_distribution and reward_to_go:
-        discounts = th.as_tensor(model.gamma**episodes.timesteps, dtype=advantages.dtype, device=advantages.device)
-    divisor = len(episodes) if model.average_over == "episodes" else len(advantages)
-    return log_prob_weights(advantages, discounts, divisor, False, ALONE)
-
-
-def _shares(model: REINFORCE, advantages: np.ndarray, episodes: Episodes) -> np.ndarray:
+def _shares(model: REINFORCE, advantages: np.ndarray, episodes: Episodes | None) -> np.ndarray:
+    assert episodes is not None
     return divisor_shares(advantages, episodes, model.average_over, model.normalize_advantage)

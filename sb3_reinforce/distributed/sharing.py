@@ -66,8 +66,13 @@ def comparable_arguments(model: OnPolicyAlgorithm) -> dict[str, Any]:
     """
     names = constructor_arguments(type(model)) - _OWN_ARGUMENTS
     found = {name: getattr(model, name, None) for name in sorted(names)}
+    # What has no value that could be compared has a class
+    strategies = {"policy_step_class": getattr(model, "policy_step_class", None)}
+    if not isinstance(found.get("baseline"), str | None):
+        strategies["baseline"] = type(found["baseline"])
     return {
         **{name: value for name, value in found.items() if isinstance(value, bool | int | float | str | None)},
+        **{name: getattr(kind, "__qualname__", None) for name, kind in strategies.items()},
         "device": model.device.type,
         "observation_space": str(model.observation_space),
         "optimizer_class": type(model.policy.optimizer).__name__,

@@ -78,6 +78,14 @@ class Alone:
         :param tensors: Tensors of one type and on one device, of the same shapes on every worker
         """
 
+    def add_up_with(self, tensors: Sequence[th.Tensor], numbers: Sequence[float]) -> list[float]:
+        """
+        :param tensors: See :meth:`add_up`
+        :param numbers: Numbers, which travel with them
+        :return: The sums of the numbers
+        """
+        return list(numbers)
+
     def union(self, items: Sequence[T], *subsets: set[T]) -> list[set[T]]:
         """
         :param items: What every worker has, in the same order
@@ -262,6 +270,13 @@ class Group(Alone):
                 self._add_up_along_tree(flat)
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
+
+    def add_up_with(self, tensors: Sequence[th.Tensor], numbers: Sequence[float]) -> list[float]:
+        totals = th.tensor(numbers)
+        if tensors:
+            totals = totals.to(tensors[0])
+        self.add_up([*tensors, totals])
+        return totals.tolist()
 
     def _add_up_along_tree(self, numbers: th.Tensor) -> None:
         """

@@ -46,7 +46,7 @@ class EpisodeReturns:
     def samples(self, array: np.ndarray) -> np.ndarray:
         """
         :param array: Numbers of all timesteps, shape ``(n_timesteps,)``
-        :return: Those of the timesteps whose returns are different samples: all of them with rewards-to-go, else the first
+        :return: Those of the timesteps whose returns are different samples: all of them with returns-to-go, else the first
             of each episode
         """
         return array if self.reward_to_go else array[self.episodes.starts]
@@ -96,7 +96,7 @@ class Baseline:
         :param episodes: The returns of the batch
         :return: The baseline of each timestep, shape ``(n_timesteps,)``
         """
-        raise NotImplementedError()
+        raise NotImplementedError(f"{type(self).__name__} must define `__call__`.")
 
 
 class NoBaseline(Baseline):
@@ -212,7 +212,8 @@ def evaluate(baseline: Baseline, episodes: EpisodeReturns) -> np.ndarray:
     if type(baseline) in NAMED.values():
         return baseline(episodes)
     returns, values = (np.array(array, dtype=np.float64) for array in (episodes.returns, episodes.values))
-    return as_baseline(baseline(replace(episodes, returns=returns, values=values)), episodes.episodes)
+    name = "callable `baseline`" if isinstance(baseline, FromFunction) else f"`baseline` {type(baseline).__name__}"
+    return as_baseline(baseline(replace(episodes, returns=returns, values=values)), episodes.episodes, name)
 
 
 def mean(returns: np.ndarray) -> np.ndarray:
@@ -272,10 +273,11 @@ def _from_here_on(returns: np.ndarray, timesteps: np.ndarray, env_ids: np.ndarra
     return later_sum, later_count
 
 
-def as_baseline(result: Any, episodes: Episodes) -> np.ndarray:
+def as_baseline(result: Any, episodes: Episodes, name: str) -> np.ndarray:
     """
     :param result: What a user's own baseline has returned
     :param episodes: How the timesteps of the returns divide into episodes
+    :param name: What the errors call it
     :return: The same, shape ``(n_timesteps,)``, float64
     :raises ValueError: If it is anything but finite numbers of that shape
     """
@@ -287,15 +289,15 @@ def as_baseline(result: Any, episodes: Episodes) -> np.ndarray:
         values = values.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"The callable `baseline` returned {type(result).__name__}, expected an array of {shape} finite numbers."
+            f"The {name} returned {type(result).__name__}, expected an array of {shape} finite numbers."
         ) from error
     if values.shape != shape:
-        raise ValueError(f"The callable `baseline` returned an array of shape {values.shape}, expected {shape}.")
+        raise ValueError(f"The {name} returned an array of shape {values.shape}, expected {shape}.")
     finite = np.isfinite(values)
     if not finite.all():
         first = int(np.argmin(finite))
         raise ValueError(
-            f"The callable `baseline` returned {values[first]} at timestep {episodes.timesteps[first]} of "
+            f"The {name} returned {values[first]} at timestep {episodes.timesteps[first]} of "
             f"episode {episodes.episode_ids[first]}, expected finite numbers."
         )
     return values

@@ -15,9 +15,9 @@ from sb3_reinforce.actor_critic.sampler import of_space
 from sb3_reinforce.buffers import EpisodeRolloutBuffer, as_float32
 from sb3_reinforce.distributed.workers import ALONE, Alone
 from sb3_reinforce.finite import check_finite
-from sb3_reinforce.monte_carlo.baselines import Baseline, EpisodeReturns, evaluate, make_baseline
+from sb3_reinforce.monte_carlo.baselines import Baseline, EpisodeReturns, Value, evaluate, make_baseline
 from sb3_reinforce.monte_carlo.episodes import Episodes
-from sb3_reinforce.monte_carlo.returns import generalized_advantages, returns_to_go, whole_episode_returns
+from sb3_reinforce.monte_carlo.returns import returns_to_go, whole_episode_returns
 from sb3_reinforce.rollout.recorder import RecordedEpisode
 
 
@@ -70,11 +70,11 @@ class AdvantageEstimator:
         :raises ValueError: If an observation that the critic is asked for is not finite
         """
         last_values = np.zeros(len(recorded))
-        if self.baseline.uses_critic:
+        goes_on = [i for i, episode in enumerate(recorded) if self._is_bootstrapped(episode)]
+        if goes_on or (self.baseline.uses_critic and not values_known):
             batch = _batch_of(buffer, actor_critic)
             if not values_known:
                 buffer.values = actor_critic.values(batch).cpu().numpy()
-            goes_on = [i for i, episode in enumerate(recorded) if self._is_bootstrapped(episode)]
             if goes_on:
                 observations = _final_observations([recorded[i] for i in goes_on], actor_critic)
                 last_values[goes_on] = actor_critic.last_values(batch, goes_on, observations).cpu().numpy()
@@ -84,7 +84,8 @@ class AdvantageEstimator:
 
     def _is_bootstrapped(self, episode: RecordedEpisode) -> bool:
         """Whether the critic says what follows an episode: if it could have gone on. Without a critic nothing follows."""
-        return (self.bootstrap_on_truncation or episode.unfinished) and episode.final_observation is not None
+        may_be = self.bootstrap_on_truncation or episode.unfinished
+        return self.baseline.uses_critic and may_be and episode.final_observation is not None
 
     def compute(self, buffer: EpisodeRolloutBuffer, last_values: np.ndarray) -> None:
         """
@@ -94,15 +95,15 @@ class AdvantageEstimator:
         :param last_values: What each episode is worth after its last timestep, 0 where nothing follows, shape
             ``(n_episodes,)``
         """
-        if self.baseline.uses_critic and buffer.gae_lambda < 1.0 and self.reward_to_go:
-            advantages = generalized_advantages(
-                buffer.rewards, buffer.values, buffer.gamma, buffer.gae_lambda, buffer.episodes, last_values
-            )
-            returns = advantages + buffer.values
+        if isinstance(self.baseline, Value) and self.reward_to_go:
+            buffer.set_returns_and_advantages(last_values)
+            return
+        returns = returns_to_go(buffer.rewards, buffer.gamma, buffer.episodes, last_values)
+        if buffer.gae_lambda < 1.0:  # set by hand there: these are the targets of a critic
+            buffer.set_returns_and_advantages(last_values)
         else:
-            returns = returns_to_go(buffer.rewards, buffer.gamma, buffer.episodes, last_values)
-            advantages = self.from_returns(buffer, returns)
-        buffer.returns, buffer.advantages = as_float32(returns), as_float32(advantages)
+            buffer.returns = as_float32(returns)
+        buffer.advantages = as_float32(self.from_returns(buffer, returns))
 
     def from_returns(self, buffer: EpisodeRolloutBuffer, returns: np.ndarray) -> np.ndarray:
         """

@@ -1,5 +1,6 @@
 """The local variables of a rollout that callbacks of A2C and PPO read, and that REINFORCE does not need itself."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.actor_critic.sampler import of_space
 
 
@@ -38,10 +40,12 @@ class RolloutLocals(dict[str, Any]):
         if self._computed_at != step:
             self._computed, self._computed_at = {}, step
         if name not in self._computed:
-            self._compute(model.policy, obs, has_ended)
+            self._compute(model, obs, has_ended)
         return self._computed[name]
 
-    def _compute(self, policy: Any, obs: Any, has_ended: bool) -> None:
+    def _compute(self, model: Any, obs: Any, has_ended: bool) -> None:
+        policy = model.policy
+
         def tensor(observations: Any) -> Any:
             return obs_as_tensor(of_space(observations, policy.observation_space), policy.device)
 
@@ -51,7 +55,10 @@ class RolloutLocals(dict[str, Any]):
                 actions = th.as_tensor(np.asarray(self["actions"]), device=policy.device)
                 is_discrete = isinstance(policy.action_space, spaces.Discrete)
                 flat = actions.long().flatten() if is_discrete else actions.reshape(len(actions), -1)
-                values, log_probs, _ = policy.evaluate_actions(obs_tensor, flat)
+                extras = {name: th.as_tensor(array, device=policy.device) for name, array in self["sampler"].extras.items()}
+                acted = replace(Batch.of_observations(obs_tensor, flat), extras=extras)
+                values, log_probs, _ = model.actor_critic.evaluate(acted)
+                values = values.reshape(-1, 1)
             if has_ended:
                 values = self["sampler"].next_values(tensor(self["new_obs"]))
         self._computed = {"obs_tensor": obs_tensor, "values": values, "log_probs": log_probs}

@@ -1,5 +1,6 @@
 """What a model plays its rollouts with, from one to the next."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,11 +32,21 @@ class Player:
         self.model = model
         self.limits = EpisodeLimits()
         self._sampler: PolicySampler | None = None
+        self._sampled_env: VecEnv | None = None
         self._rng: np.random.Generator | None = None
         # Timestep that each environment has reached in an episode that the next rollout goes on with
         self._reached_timesteps: list[int] = []
         self._n_timesteps_before = 0
         self._discounts = (model.gamma, model.gae_lambda)
+
+    def of_copy(self, model: Any) -> "Player":
+        """
+        :param model: A copy of the model
+        :return: The same for the copy
+        """
+        copied = copy.copy(self)
+        copied.model = model
+        return copied
 
     def seed(self, seed: int) -> None:
         """
@@ -86,10 +97,10 @@ class Player:
             # Without a seed of its own the model follows PyTorch's generator, as SB3's policies do
             self._rng = np.random.default_rng(int(th.randint(2**31, (1,))))
         actor_critic = model.actor_critic
-        other_envs = getattr(self._sampler, "n_envs", env.num_envs) != env.num_envs
-        if self._sampler is None or other_envs or not actor_critic.fits(self._sampler):
+        if self._sampler is None or self._sampled_env is not env or not actor_critic.fits(self._sampler):
             former, self._sampler = self._sampler, actor_critic.sampler(env, self._rng)
             self._sampler.go_on_from(former)
+            self._sampled_env = env
         self._sampler.start_rollout()
         if model.use_sde:
             reset_noise(model.policy, env.num_envs)

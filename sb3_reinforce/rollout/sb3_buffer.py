@@ -6,24 +6,30 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_reinforce.actor_critic.actor_critic import ActorCritic, SeparableActorCritic
+from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.finite import check_finite, first_not_finite, not_finite
 from sb3_reinforce.monte_carlo.episodes import Episodes
 
 
-def check_buffer(buffer: RolloutBuffer, arguments: dict[str, Any]) -> None:
+def check_buffer(buffer: RolloutBuffer, arguments: dict[str, Any], actor_critic: ActorCritic) -> None:
     """
-    SB3's buffers hold rollouts of fixed length, and put the bootstrap of a truncated episode into its last reward.
+    SB3's buffers hold rollouts of fixed length, put the bootstrap of a truncated episode into its last reward, and are
+    filled with what the policy's own ``forward`` gives.
 
     :param buffer: The rollout buffer
     :param arguments: The attributes of the algorithm, by the names of its arguments
-    :raises ValueError: If the buffer cannot hold what the arguments ask for
+    :param actor_critic: The policy
+    :raises ValueError: If the buffer cannot hold what is asked for
     """
     if isinstance(buffer, EpisodeRolloutBuffer):
         return
+    expected = "`rollout_buffer_class` must be a subclass of EpisodeRolloutBuffer (or EpisodeDictRolloutBuffer) with"
     possible = {
         "complete_episodes": False,
         "reward_to_go": True,
@@ -32,10 +38,11 @@ def check_buffer(buffer: RolloutBuffer, arguments: dict[str, Any]) -> None:
     }
     for argument, value in possible.items():
         if arguments[argument] != value:
-            raise ValueError(
-                f"`rollout_buffer_class` must be a subclass of EpisodeRolloutBuffer (or EpisodeDictRolloutBuffer) with "
-                f"{argument}={not value}, got {type(buffer).__name__}."
-            )
+            raise ValueError(f"{expected} {argument}={not value}, got {type(buffer).__name__}.")
+    if type(actor_critic).sampler not in (ActorCritic.sampler, SeparableActorCritic.sampler):
+        raise ValueError(
+            f"{expected} a sampler of one's own, that of {type(actor_critic).__name__}, got {type(buffer).__name__}."
+        )
 
 
 def check_filled_buffer(buffer: RolloutBuffer) -> None:
@@ -57,16 +64,21 @@ def refused_observations_named(model: Any, buffer: RolloutBuffer) -> Iterator[No
 
     :param model: The model
     :param buffer: Its buffer
-    :raises ValueError: If the policy refused an observation: which. Or if there is a number that is not finite in the buffer
-        afterwards
+    :raises ValueError: If the policy refused an observation: which
     """
     try:
         yield
     except ValueError:
         check_finite("observation", model._last_obs, lambda env_id: buffer.pos, of="the rollout")
         raise
-    if buffer.full:
-        check_filled_buffer(buffer)
+
+
+def n_episodes(buffer: RolloutBuffer) -> int:
+    """
+    :param buffer: A filled buffer
+    :return: The number of its episodes, or of the pieces of episodes in a buffer of SB3's own
+    """
+    return len(buffer.episodes) if isinstance(buffer, EpisodeRolloutBuffer) else len(pieces_of_episodes(buffer))
 
 
 def pieces_of_episodes(buffer: RolloutBuffer) -> Episodes:
@@ -83,36 +95,30 @@ def pieces_of_episodes(buffer: RolloutBuffer) -> Episodes:
     return Episodes(lengths, first // n_steps, np.zeros(len(first), dtype=int))
 
 
-def read(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, th.Tensor]:
+def read_in_order(buffer: RolloutBuffer, action_space: spaces.Space) -> Batch:
     """
-    All samples of a buffer, as its ``get`` gives them.
+    The timesteps of a filled buffer, environment by environment. Its own ``get`` would shuffle them with NumPy's generator and
+    flatten its arrays: what only looks at a rollout takes this.
 
     :param buffer: A filled buffer of SB3's
-    :return: The samples, and where each of them is among the buffer's timesteps, environment by environment
+    :param action_space: Action space
+    :return: The batch, with the pieces of episodes
     """
-    # The log-probabilities are not learned from: in their place travel the numbers of the timesteps
-    numbers = np.arange(buffer.buffer_size * buffer.n_envs)
-    log_probs = buffer.log_probs if buffer.generator_ready else buffer.swap_and_flatten(buffer.log_probs)
-    buffer.log_probs = numbers[:, None] if buffer.generator_ready else numbers.reshape(buffer.n_envs, -1).T
-    samples = next(buffer.get())
-    buffer.log_probs = log_probs
-    return samples, samples.old_log_prob.long()
 
+    def flat(array: np.ndarray) -> np.ndarray:
+        return array if buffer.generator_ready else buffer.swap_and_flatten(array)
 
-@contextmanager
-def left_unread(buffer: RolloutBuffer) -> Iterator[None]:
-    """
-    What is read of a buffer inside is read again in the same order afterwards: ``get`` shuffles with NumPy's generator, and
-    flattens the arrays.
-
-    :param buffer: A buffer
-    """
-    random, attributes = np.random.get_state(), dict(vars(buffer))
-    observations = dict(buffer.observations) if isinstance(buffer.observations, dict) else None
-    try:
-        yield
-    finally:
-        np.random.set_state(random)
-        vars(buffer).update(attributes)
-        if observations is not None:
-            buffer.observations.update(observations)  # type: ignore[attr-defined]
+    arrays = buffer.observations
+    observations = {key: flat(array) for key, array in arrays.items()} if isinstance(arrays, dict) else flat(arrays)
+    actions, advantages, returns = (
+        th.as_tensor(flat(array).astype(np.float32), device=buffer.device)
+        for array in (buffer.actions, buffer.advantages, buffer.returns)
+    )
+    return Batch(
+        obs_as_tensor(observations, buffer.device),
+        Batch.as_actions(actions, action_space),
+        advantages.flatten(),
+        returns.flatten(),
+        pieces_of_episodes(buffer),
+        slice(0, len(actions)),
+    )

@@ -45,7 +45,7 @@ def fit_critic(
     else:
         found = []
         for rows, n_total in minibatches:
-            loss, gradients = _minibatch_gradient(regression, th.from_numpy(rows), n_total, parameters)
+            loss, gradients = _minibatch_gradient(regression, rows, n_total, parameters)
             workers.add_up(gradients)
             _step(actor_critic.policy.optimizer, parameters, gradients, max_grad_norm)
             found.append(loss)
@@ -55,14 +55,15 @@ def fit_critic(
 
 
 def _minibatch_gradient(
-    regression: Regression, rows: th.Tensor, n_total: int, parameters: Sequence[th.nn.Parameter]
+    regression: Regression, rows: np.ndarray | slice, n_total: int, parameters: Sequence[th.nn.Parameter]
 ) -> tuple[th.Tensor, list[th.Tensor]]:
     """Sum of squared errors over ``n_total``, and its gradient."""
-    returns = regression.batch.returns
-    loss = th.zeros((), device=returns.device)
+    device = regression.batch.returns.device
+    loss = th.zeros((), device=device)
     gradients: list[th.Tensor] = []
-    for values, part in regression.values(rows.to(returns.device)):
-        part_loss = ((values - returns[part]) ** 2).sum() / n_total
+    where = rows if isinstance(rows, slice) else th.from_numpy(rows).to(device)
+    for values, returns in regression.values_and_returns(where):
+        part_loss = ((values - returns) ** 2).sum() / n_total
         # A layer that the values do not go through has a gradient of zero, with every worker
         found = list(th.autograd.grad(part_loss, parameters, allow_unused=True, materialize_grads=True))
         for total, part_gradient in zip(gradients, found, strict=False):  # there are none at first

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch as th
 from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -187,25 +186,6 @@ def scaled_step(product: Callable[[th.Tensor], th.Tensor], direction: th.Tensor,
     if not step.isfinite().all():
         raise ValueError("The natural gradient needs a finite direction, got a step with NaN or infinity.")
     return step
-
-
-def sub_sample(n_timesteps: int, factor: int, workers: Alone) -> th.Tensor:
-    """
-    One timestep of each ``factor`` that follow each other, drawn: a fixed stride would meet episodes of the same length at
-    the same timesteps. The draws are the same in each update, and do not depend on how workers have divided the batch.
-
-    :param n_timesteps: Number of timesteps of this worker
-    :param factor: How many to draw one from
-    :param workers: The workers, whose timesteps follow each other
-    :return: The timesteps, in order; of all workers together at least one
-    """
-    counts = workers.gather(n_timesteps)
-    first, total = sum(counts[: workers.rank]), sum(counts)
-    factor = min(factor, total)
-    starts = np.arange(0, total, factor)
-    sizes = np.minimum(factor, total - starts)
-    drawn = starts + (np.random.default_rng(0).random(len(starts)) * sizes).astype(np.int64) - first
-    return th.from_numpy(drawn[(drawn >= 0) & (drawn < n_timesteps)])
 
 
 @contextmanager

@@ -131,9 +131,8 @@ def add_up(gradients: Gradients, workers: Alone) -> Gradients:
     :param workers: The workers
     :return: Those of all workers' batches; log-probabilities and values are left this worker's own
     """
-    losses = th.tensor(gradients[:3]).to(gradients.log_probs)
-    workers.add_up([*gradients.actor, *gradients.critic, losses])
-    policy_loss, entropy_loss, value_loss = losses.tolist()
+    tensors = [*gradients.actor, *gradients.critic]
+    policy_loss, entropy_loss, value_loss = workers.add_up_with(tensors, gradients[:3])
     return gradients._replace(policy_loss=policy_loss, entropy_loss=entropy_loss, value_loss=value_loss)
 
 

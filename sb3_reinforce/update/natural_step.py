@@ -17,7 +17,7 @@ from sb3_reinforce.actor_critic.parameters import Parameters
 from sb3_reinforce.actor_critic.state import detached, evaluation_mode, forget_graphs, kept_buffers, restored_on_error
 from sb3_reinforce.arguments import check_number
 from sb3_reinforce.distributed.workers import ALONE, Alone
-from sb3_reinforce.update.fisher import Fisher, NoDirectionError, scaled_step, second_derivative_named, solve, sub_sample
+from sb3_reinforce.update.fisher import Fisher, NoDirectionError, scaled_step, second_derivative_named, solve
 from sb3_reinforce.update.gradients import Gradients
 from sb3_reinforce.update.kl import kl_divergence
 from sb3_reinforce.update.policy_step import OptimizerStep, gradient_step
@@ -71,17 +71,22 @@ class NaturalStep(OptimizerStep):
     _warned_of_direction = False
     _warned_of_overshoot = False
     _warned_of_undoing = False
+    # Whether it is known what the other workers have found
+    _begun = False
 
     def check(self) -> None:
         check_policy(self.model.actor_critic)
 
     def begin(self) -> None:
         model = self.model
-        self.check()
         check_second_derivative(model.actor_critic)
         for progress_remaining in (1.0, model._current_progress_remaining, 0.0):
             self._target_kl_at(progress_remaining)
-        model._reward_found = any(model.workers.gather(model._reward_found))
+        self._share_found()
+
+    def _share_found(self) -> None:
+        self.model._reward_found = any(self.model.workers.gather(self.model._reward_found))
+        self._begun = True
 
     def take(self, gradients: Gradients, batch: Batch, weights: th.Tensor, parameters: Parameters) -> dict[str, float]:
         if not parameters.actor:
@@ -136,6 +141,8 @@ class NaturalStep(OptimizerStep):
             worse is its own error
         """
         model = self.model
+        if not self._begun:  # the step was chosen while the model learned
+            self._share_found()
         if not model._reward_found:
             # SB3's own buffer has the critic's value in the last reward of a truncated episode, which then counts as found
             model._reward_found = any(model.workers.gather(bool(np.any(model.rollout_buffer.rewards))))
@@ -187,8 +194,8 @@ def natural_step(
     with kept_buffers(actor_critic.policy), second_derivative_named(actor_critic.policy):
         fisher = sampled = Fisher(actor_critic, batch, parameters, workers)
         if settings.sub_sampling_factor > 1:  # how far the policy moves is a matter of all timesteps
-            rows = sub_sample(len(batch), settings.sub_sampling_factor, workers).to(batch.actions.device)
-            sampled = Fisher(actor_critic, batch.part(rows), fisher.parameters, workers, keep=True)
+            some = actor_critic.sub_sample(batch, settings.sub_sampling_factor, workers)
+            sampled = Fisher(actor_critic, some, fisher.parameters, workers, keep=True)
         of_parameter = dict(zip(parameters, gradient, strict=True))
         flat = [of_parameter[parameter].flatten() for parameter in fisher.parameters]
         if not any(part.any() for part in flat):

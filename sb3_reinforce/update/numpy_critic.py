@@ -57,7 +57,7 @@ def is_plain(regression: Regression, parameters: Sequence[nn.Parameter]) -> bool
 
 
 def fit_in_numpy(
-    regression: Regression, minibatches: Iterable[tuple[np.ndarray, int]], max_grad_norm: float, workers: Alone
+    regression: Regression, minibatches: Iterable[tuple[np.ndarray | slice, int]], max_grad_norm: float, workers: Alone
 ) -> list[float]:
     """
     :param regression: A critic that :func:`is_plain`

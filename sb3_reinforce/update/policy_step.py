@@ -5,6 +5,7 @@ To define one of your own (mirror descent, a trust region, ...), write a subclas
 attribute ``policy_step_class`` of a model, or of a subclass of REINFORCE.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,8 @@ from sb3_reinforce.update.gradients import Gradients
 class PolicyStep:
     """
     Moves the policy along the gradient estimate of a batch, jointly with one step of the critic. One object serves a model
-    for as long as it learns; it reads the model's arguments when it takes a step, as they may be changed at any time.
+    for as long as it learns; it reads the model's arguments when it takes a step, as they may be changed at any time. A saved
+    model names the class; what an object has gathered is not saved.
 
     :param model: The :class:`sb3_reinforce.REINFORCE` that it belongs to, with ``policy``, ``policy.optimizer``,
         ``actor_critic`` (the policy on a batch), ``workers`` and all arguments
@@ -31,16 +33,25 @@ class PolicyStep:
     def __init__(self, model: Any):
         self.model = model
 
+    def of_copy(self, model: Any) -> "PolicyStep":
+        """
+        :param model: A copy of the model
+        :return: The same for the copy
+        """
+        copied = copy.copy(self)
+        copied.model = model
+        return copied
+
     def check(self) -> None:
         """
-        Called when the model gets its policy.
+        Called when the model gets its policy, and when learning begins.
 
         :raises ValueError: If the step cannot be taken with it
         """
 
     def begin(self) -> None:
         """
-        Called when learning begins, with all workers together.
+        Called when learning begins, with all workers together, before SB3 counts the timesteps anew and sets up the log.
 
         :raises ValueError: If the step cannot be taken with the model's policy or arguments
         """
@@ -57,7 +68,7 @@ class PolicyStep:
         :return: What is logged as ``train/...``, by its name
         :raises ValueError: If a gradient is not finite
         """
-        raise NotImplementedError()
+        raise NotImplementedError(f"{type(self).__name__} must define `take`.")
 
     def joint(self, parameters: Parameters) -> list[th.nn.Parameter]:
         """

@@ -43,9 +43,8 @@ def fixed(monitor: GradientMonitor, n_updates: int, model: REINFORCE) -> np.ndar
     for _ in range(n_updates):
         assert model.env is not None
         model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-        batch, episodes = coming_batch(model)
-        assert episodes is not None
-        arguments = (model.actor_critic, batch, model.weights(batch)[None], [slice(0, episodes.n_timesteps)])
+        batch = coming_batch(model)
+        arguments = (model.actor_critic, batch, model.weights(batch)[None], [slice(0, len(batch))])
         estimates.append(next(group_gradients(*arguments, model.actor_critic.actor_parameters()))[0].double().numpy())
     return np.array(estimates)
 
@@ -276,12 +275,12 @@ def test_it_leaves_random_numbers_gradients_and_modes_alone():
     model.learn(100)
     model.policy.set_training_mode(True)  # as a callback before it might leave it
     before = (th.get_rng_state(), np.random.get_state()[1].copy())
-    batch, episodes = coming_batch(model)
-    assert episodes is not None
-    weighting = present_weighting(model, batch, episodes)
+    batch = coming_batch(model)
+    assert batch.episodes is not None
+    weighting = present_weighting(model, batch)
     state = copy.deepcopy(model.policy.state_dict())
     gradients = [None if parameter.grad is None else parameter.grad.clone() for parameter in model.policy.parameters()]
-    groups, sizes = divide(episodes, 4)
+    groups, sizes = divide(batch.episodes, 4)
     weights, shares = weighting.weights[None], weighting.shares[None]
     distribution = model.policy.action_dist.distribution
     parameters = model.actor_critic.actor_parameters(batch)

@@ -81,7 +81,7 @@ def test_it_is_asked_about_the_environments() -> None:
 @pytest.mark.parametrize("result", [None, np.zeros(2), np.full(3, np.nan), "mean"], ids=str)
 def test_what_is_no_baseline_is_found_out_before_the_weights_change(result: Any) -> None:
     model = REINFORCE("MlpPolicy", vec(Scripted((3,))), baseline=Returns(result), n_episodes=1)
-    with pytest.raises(ValueError, match="`baseline` returned"):
+    with pytest.raises(ValueError, match="The `baseline` Returns returned"):
         model.learn(3)
     assert model._n_updates == 0
 

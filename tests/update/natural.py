@@ -19,9 +19,9 @@ from torch import nn
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.actor_critic.actor_critic import make_actor_critic
-from sb3_reinforce.actor_critic.batch import Batch
+from sb3_reinforce.actor_critic.batch import Batch, sub_sample
 from sb3_reinforce.distributed import ALONE, Alone
-from sb3_reinforce.update.fisher import Fisher, sub_sample
+from sb3_reinforce.update.fisher import Fisher
 from sb3_reinforce.update.natural_step import Settings, natural_step
 from tests.helpers.environments import Scripted, vec
 

@@ -15,8 +15,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_reinforce.actor_critic import batch as batches
+from sb3_reinforce.actor_critic.batch import sub_sample
 from sb3_reinforce.distributed import ALONE, Group
-from sb3_reinforce.update.fisher import sub_sample
 from sb3_reinforce.update.natural_step import Settings
 from tests.update.natural import (
     ACTIONS,
