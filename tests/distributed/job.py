@@ -30,6 +30,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.actor_critic.actor_critic import SeparableActorCritic
 from sb3_reinforce.actor_critic.sampler import Observation, PolicySampler, Sample, Timestep
+from sb3_reinforce.monte_carlo.baselines import Mean
+from sb3_reinforce.update.policy_step import OptimizerStep
 
 th.set_num_threads(1)
 
@@ -233,6 +235,12 @@ def edges(rank: int, size: int) -> dict[str, Any]:
     model.learn(1)
     result["reward found"] = model._reward_found, weights(model)
 
+    # The same, where the natural step is chosen while the model learns
+    model = REINFORCE("MlpPolicy", env, n_episodes=2, device="cpu")
+    model._reward_found = rank == 0
+    model.learn(1, callback=TurnsNatural())
+    result["reward found later"] = model._reward_found, weights(model)
+
     # Hardly any timesteps, of very different numbers, in minibatches of one
     env = DummyVecEnv([lambda: Uneven(0, ACTION_SPACES["discrete"])])
     model = REINFORCE("MlpPolicy", env, n_steps=1 + 30 * rank, batch_size=1, device="cpu").learn(1)
@@ -379,13 +387,32 @@ def killed(rank: int, size: int) -> dict[str, Any]:
     return {}
 
 
+class TurnsNatural(BaseCallback):
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self.model.natural_gradient = True  # type: ignore[attr-defined]
+
+
+class OwnStep(OptimizerStep):
+    """A policy step of the user's own."""
+
+
 def different(rank: int, size: int) -> dict[str, Any]:
-    model = REINFORCE("MlpPolicy", "CartPole-v1", gamma=0.9 + 0.01 * rank, device="cpu")
-    try:
-        model.learn(1_000)
-    except ValueError as error:
-        return {"error": str(error)}
-    return {}
+    def error_of(model: REINFORCE) -> str:
+        try:
+            model.learn(1_000)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    result = {"error": error_of(REINFORCE("MlpPolicy", "CartPole-v1", gamma=0.9 + 0.01 * rank, device="cpu"))}
+    baseline = [None, Mean()][rank]
+    result["baseline"] = error_of(REINFORCE("MlpPolicy", "CartPole-v1", baseline=baseline, device="cpu"))
+    model = REINFORCE("MlpPolicy", "CartPole-v1", device="cpu")
+    model.policy_step_class = [None, OwnStep][rank]
+    return {**result, "policy step": error_of(model)}
 
 
 class Remembers(VecEnvWrapper):

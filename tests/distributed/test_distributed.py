@@ -169,6 +169,9 @@ def test_different_arguments_are_refused(tmp_path):
     outcomes = results(2, "different", tmp_path)
     for outcome in outcomes:
         assert outcome["error"] == "`gamma` must be the same for all workers, got 0.9 on rank 0 and 0.91 on rank 1."
+        assert outcome["baseline"] == "`baseline` must be the same for all workers, got None on rank 0 and 'Mean' on rank 1."
+        expected = "`policy_step_class` must be the same for all workers, got None on rank 0 and 'OwnStep' on rank 1."
+        assert outcome["policy step"] == expected
 
 
 def test_merged_statistics_are_those_of_the_pooled_data(tmp_path):
@@ -209,9 +212,10 @@ def test_the_log_has_episodes_of_all_workers(edges):
 
 
 def test_what_one_worker_has_found_all_have(edges):
-    (first, first_weights), (second, second_weights) = (outcome["reward found"] for outcome in edges)
-    assert first and second
-    np.testing.assert_array_equal(first_weights, second_weights)
+    for what in ("reward found", "reward found later"):
+        (first, first_weights), (second, second_weights) = (outcome[what] for outcome in edges)
+        assert first and second
+        np.testing.assert_array_equal(first_weights, second_weights)
 
 
 def test_minibatches_of_one_timestep_are_steps_of_all_workers(edges):
