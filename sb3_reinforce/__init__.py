@@ -7,7 +7,7 @@ from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.update.policy_step import PolicyStep
 
-# As in pyproject.toml. Written here, so that the package need not be installed to be imported
+# As in pyproject.toml. Repeated here, so that the package can be imported without being installed
 __version__ = "0.1.0"
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Checks of arguments, each of which fails with one sentence: what, got, expected."""
+"""Checks of arguments. Each error is one sentence: the argument, what was expected, and what it got."""
 
 import difflib
 import inspect
@@ -42,7 +42,7 @@ def check_number(
     :param high: The largest value it takes
     :param low_excluded: Whether ``low`` itself is not allowed
     :param infinite: Whether infinity is allowed
-    :param schedule: Whether a schedule, which has been looked at before, would have been one, too
+    :param schedule: Whether the argument also takes a schedule (which the caller checks); only for the message
     :raises ValueError: If the value is not a number in that range
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool)
@@ -120,8 +120,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
 def as_plain_number(value: Any) -> Any:
     """
     :param value: An argument
-    :return: The same; a number as one of Python's. NumPy's would carry the precision of their type into what they are
-        multiplied with, and SB3 takes no others in some places
+    :return: The same, with numbers as Python's own. NumPy's would pass the precision of their dtype on to products, and
+        in some places SB3 takes only Python's
     """
     if isinstance(value, np.number):
         return value.item()
@@ -131,7 +131,7 @@ def as_plain_number(value: Any) -> Any:
 def constructor_arguments(algorithm: type[OnPolicyAlgorithm]) -> set[str]:
     """
     :param algorithm: A class of algorithms
-    :return: The names of the arguments of its constructor, and of those of the classes that it is derived from
+    :return: The names of the arguments of its constructor and of its base classes' constructors
     """
     classes = [base for base in algorithm.__mro__ if issubclass(base, OnPolicyAlgorithm)]
     return {name for base in classes for name in inspect.signature(base).parameters}
@@ -140,8 +140,8 @@ def constructor_arguments(algorithm: type[OnPolicyAlgorithm]) -> set[str]:
 def check_policy_class(policy: type[BasePolicy], base: type[BasePolicy]) -> None:
     """
     :param policy: The class of the policy
-    :param base: What it must be derived from
-    :raises ValueError: If it is not, or is one of sb3-contrib's recurrent policies where SB3's are expected
+    :param base: The class that it must be derived from
+    :raises ValueError: If it is not, or if it is one of sb3-contrib's recurrent policies where SB3's are expected
     """
     if issubclass(policy, base) and (base is not ActorCriticPolicy or not _is_recurrent(policy)):
         return
@@ -161,10 +161,10 @@ def _is_recurrent(policy: type[BasePolicy]) -> bool:
 
 def check_policy_step(policy_step_class: object, base: type, natural_gradient: bool) -> None:
     """
-    :param policy_step_class: What takes the policy's steps
-    :param base: What it must be derived from
-    :param natural_gradient: Whether the natural step was asked for, too
-    :raises ValueError: If it is no such class, or both were asked for
+    :param policy_step_class: The class of the policy step
+    :param base: The class that it must be derived from
+    :param natural_gradient: Whether the natural step was also requested
+    :raises ValueError: If it is not such a class, or both were requested
     """
     if not (isinstance(policy_step_class, type) and issubclass(policy_step_class, base)):
         raise ValueError(f"`policy_step_class` must be a subclass of {base.__name__} or None, got {policy_step_class!r}.")
@@ -178,8 +178,8 @@ def check_policy_step(policy_step_class: object, base: type, natural_gradient: b
 def check_names(given: Iterable[str], known: Iterable[str], function: str) -> None:
     """
     :param given: Names of arguments that were given
-    :param known: Names of arguments that there are
-    :param function: What they were given to
+    :param known: Names of arguments that exist
+    :param function: Name of the function that got them
     :raises ValueError: If one of them does not exist
     """
     known = list(known)
@@ -225,7 +225,7 @@ def check_holds_two_episodes(n_envs: int, n_steps: int, n_episodes: int | None, 
     :param n_envs: Number of environments
     :param n_steps: Least number of steps per environment
     :param n_episodes: Number of episodes per environment, or ``None``
-    :param baseline: The baseline, which is made of the other episodes
+    :param baseline: The baseline, which is computed from the other episodes
     :raises ValueError: If no update can ever hold two episodes
     """
     quota = n_steps if n_episodes is None else n_episodes

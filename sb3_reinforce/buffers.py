@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_reinforce.monte_carlo.episodes import Episodes
 from sb3_reinforce.monte_carlo.returns import generalized_advantages, returns_to_go
 
-#: What there is one number of for each timestep
+#: Arrays with one number for each timestep
 _NUMBERS = ("rewards", "episode_starts", "values", "log_probs")
 _NO_EPISODES = Episodes(np.zeros(0, dtype=int), np.zeros(0, dtype=int), np.zeros(0, dtype=int))
 
@@ -36,11 +36,11 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     Rollout buffer for episodes of any length.
 
     It is filled one vector step at a time, with the environments that still record, and grows as needed. After
-    :meth:`finish` all arrays are flat: the recorded timesteps and nothing else, episode by episode and the episodes
+    :meth:`finish` all arrays are flat: only the recorded timesteps, episode by episode, with the episodes
     environment by environment, e.g. ``observations`` of shape ``(n_timesteps, *obs_shape)``, ``rewards`` and
     ``returns`` of shape ``(n_timesteps,)``. ``returns`` and ``advantages`` are raw (not normalized).
 
-    :param buffer_size: Number of steps per environment that memory is first set aside for
+    :param buffer_size: Number of steps per environment for which memory is first set aside
     :param observation_space: Observation space
     :param action_space: Action space
     :param device: PyTorch device
@@ -57,10 +57,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     #: Index of the episode, shape ``(n_timesteps,)``
     episode_ids: np.ndarray
 
-    #: What else the policy was given with each observation, by the names of its arguments, shape ``(n_timesteps, ...)`` each
+    #: Further arguments of the policy besides each observation, by name, shape ``(n_timesteps, ...)`` each
     extras: dict[str, np.ndarray]
 
-    #: How a model makes returns and advantages of the rewards; ``None`` before it has done so
+    #: Computes returns and advantages from the rewards as the model does; ``None`` before the model has done so
     recompute: Callable[["EpisodeRolloutBuffer", np.ndarray, np.ndarray], None] | None = None
 
     _rows: dict[str, np.ndarray] | None = None
@@ -72,13 +72,13 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.extras = {}
         if self._rows is None:
             self._rows = self._allocate(self.buffer_size * self.n_envs)
-        # The environments of each run of vector steps that the same ones recorded, and the row after it
+        # For each run of vector steps with the same recording environments: these environments, and the row after the run
         self._segments: list[tuple[np.ndarray, int]] = []
         self._all_envs = np.arange(self.n_envs)
         self._publish(slice(0, 0), _NO_EPISODES)
 
     def _allocate(self, n_rows: int) -> dict[str, np.ndarray]:
-        # A Gaussian draws no integers, whatever the space says
+        # A Gaussian draws no integers, whatever the dtype of the space
         dtype = np.float32 if isinstance(self.action_space, spaces.Box) else self.action_space.dtype
         kinds = {**self._observation_rows(), "actions": ((self.action_dim,), dtype)}
         # Untouched pages of an empty array take no memory
@@ -109,8 +109,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         :param value: Values of the observations, if they are known already
         :param log_prob: Log-probabilities of the actions, if they are known already
         :param recording: Indices of the environments that record this step; all of them if ``None``
-        :param extras: What else the policy was given with the observations, by the names of its arguments, shape
-            ``(n_envs, ...)`` each
+        :param extras: Further arguments of the policy besides the observations, by name, shape ``(n_envs, ...)`` each
         """
         assert self._rows is not None
         if recording is None:
@@ -149,15 +148,15 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     def _write_observations(self, obs: np.ndarray | dict[str, np.ndarray], first: int, stop: int) -> None:
         assert isinstance(obs, np.ndarray)
         rows = self._rows_for("observations", obs.dtype)
-        # Discrete observations come without the last axis
+        # Discrete observations lack the last axis
         rows[first:stop] = obs if obs.ndim == rows.ndim else obs.reshape(-1, *self.obs_shape)
 
     def _rows_for(self, name: str, dtype: np.dtype) -> np.ndarray:
-        """Room for what arrives, which is not always of the space's type: ``VecNormalize`` makes floats of integers."""
+        """Rows that can hold a dtype, which may differ from the space's: ``VecNormalize`` turns integers into floats."""
         assert self._rows is not None
         rows = self._rows[name]
         if rows.dtype != dtype and not np.can_cast(dtype, rows.dtype):
-            # Nothing is kept from the last rollout
+            # A new rollout keeps nothing of the last one
             wider = np.empty(rows.shape, dtype if self.pos == 0 else np.result_type(rows, dtype))
             wider[: self.pos] = rows[: self.pos]
             self._rows[name] = rows = wider
@@ -212,15 +211,15 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     def compute_returns_and_advantage(self, last_values: th.Tensor | np.ndarray, dones: np.ndarray) -> None:
         """
         Compute the returns and advantages again, from ``rewards`` that a callback has changed at the end of a rollout: with
-        the model's baseline, and with what was found to follow the episodes that a time limit or a horizon has cut.
+        the model's baseline, and with the known values after the episodes that a time limit or a horizon has cut.
 
-        In a buffer that no model has evaluated these are the returns-to-go (TD(lambda) targets if ``gae_lambda < 1``) and
+        In a buffer that no model has evaluated, this gives the returns-to-go (TD(lambda) targets if ``gae_lambda < 1``) and
         their advantages over ``values``, and both arguments have a number for each episode, shape ``(n_episodes,)``.
 
         :param last_values: Values of the observations after the rollout, as in SB3, shape ``(n_envs,)`` or ``(n_envs, 1)``.
-            They count for the episodes that go on in the next rollout (``complete_episodes=False``)
-        :param dones: Whether an episode ended with the last step, so that the value does not count, shape ``(n_envs,)``
-        :raises ValueError: If there are not as many as they count for
+            They are used for the episodes that go on in the next rollout (``complete_episodes=False``)
+        :param dones: Whether an episode ended with the last step, so that its value is not used, shape ``(n_envs,)``
+        :raises ValueError: If their lengths do not match
         """
         if isinstance(last_values, th.Tensor):
             last_values = last_values.detach().cpu().numpy()
@@ -234,8 +233,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """
         The returns-to-go (TD(lambda) targets if ``gae_lambda < 1``) and the advantages over ``values``.
 
-        :param last_values: What each episode is worth after its last timestep, 0 where nothing follows, shape
-            ``(n_episodes,)``
+        :param last_values: The value after each episode's last timestep, 0 where nothing follows, shape ``(n_episodes,)``
         """
         if self.gae_lambda == 1.0:
             returns = returns_to_go(self.rewards, self.gamma, self.episodes, last_values)
@@ -249,7 +247,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
     def flat_observations(self) -> np.ndarray:
         """
-        :return: The observations as rows of numbers, in which a discrete one has a number for each of its values, shape
+        :return: The observations as rows of numbers; a discrete observation has a number for each of its values; shape
             ``(n_timesteps, n_numbers)``
         """
         return _flatten(self.observations, self.observation_space)
@@ -258,7 +256,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self, batch_size: int | None = None, shuffle: bool = True
     ) -> Generator[EpisodeRolloutBufferSamples, None, None]:
         """
-        :param batch_size: Number of timesteps per minibatch; ``None``: all of them in one
+        :param batch_size: Number of timesteps per minibatch; ``None``: one minibatch of all timesteps
         :param shuffle: Whether to draw the timesteps in random order. Otherwise the minibatches are views of the buffer,
             which the next rollout overwrites
         :return: Minibatches that cover the rollout once
@@ -294,7 +292,7 @@ class EpisodeDictRolloutBuffer(EpisodeRolloutBuffer, DictRolloutBuffer):  # type
     """
     :class:`EpisodeRolloutBuffer` for dictionary observations: ``observations`` is a dictionary of flat arrays.
 
-    :param buffer_size: Number of steps per environment that memory is first set aside for
+    :param buffer_size: Number of steps per environment for which memory is first set aside
     :param observation_space: Observation space
     :param action_space: Action space
     :param device: PyTorch device
@@ -328,7 +326,7 @@ class EpisodeDictRolloutBuffer(EpisodeRolloutBuffer, DictRolloutBuffer):  # type
 @np.errstate(under="ignore")
 def as_float32(array: np.ndarray) -> np.ndarray:
     """
-    :param array: Numbers of float64; the smallest of them become 0
+    :param array: Numbers in float64; the smallest become 0
     :return: The same in float32
     """
     return array.astype(np.float32)
@@ -336,12 +334,12 @@ def as_float32(array: np.ndarray) -> np.ndarray:
 
 def one_hot(columns: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     """
-    What SB3 makes of discrete observations. No table is kept, which would be as large as the square of their number.
+    SB3's encoding of discrete observations. No table is kept, whose size would be the square of the number of values.
 
-    :param columns: Integers, in any type of number, shape ``(n, len(sizes))``
+    :param columns: Integers, of any dtype, shape ``(n, len(sizes))``
     :param sizes: How many values each column has
-    :return: For each column one number per value, 1 for the value that it has, shape ``(n, sum(sizes))``, float32
-    :raises ValueError: If a number is none of its column's values
+    :return: For each column one number per value, 1 for the actual value, else 0, shape ``(n, sum(sizes))``, float32
+    :raises ValueError: If a number is not one of its column's values
     """
     values = columns.astype(np.int64)  # towards zero, as PyTorch does it
     result = np.zeros((len(values), sum(sizes)), np.float32)
@@ -361,7 +359,7 @@ def _flatten(observations: np.ndarray | dict[str, np.ndarray], space: spaces.Spa
     assert isinstance(observations, np.ndarray)
     rows = observations.reshape(len(observations), -1)
     if isinstance(space, spaces.Discrete):
-        # As SB3 has it, without the `start` of the space
+        # As in SB3, without the `start` of the space
         return one_hot(rows, [int(space.n)])
     if isinstance(space, spaces.MultiDiscrete):
         return one_hot(rows, space.nvec.ravel().tolist())

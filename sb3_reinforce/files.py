@@ -1,4 +1,4 @@
-"""What is taken over from files and parameters of other algorithms, and from the states of other optimizers."""
+"""Loading files and parameters of other algorithms, and the states of other optimizers."""
 
 import io
 import json
@@ -16,12 +16,12 @@ from stable_baselines3.common.type_aliases import TensorDict
 
 from sb3_reinforce.actor_critic.state import all_or_nothing
 
-#: An argument of this class alone, by which its files are told from those of other algorithms
+#: An argument that only this class has, which distinguishes its files from those of other algorithms
 _OWN_ARGUMENT = "bootstrap_on_truncation"
-#: What another algorithm's file says of the network, the task, the log and the place in the run. Everything else in it is an
-#: argument of that algorithm, and of another meaning or made for another method
+#: The items of another algorithm's file about the network, the task, the log and the progress of the run. All other items
+#: are arguments of that algorithm, with another meaning or for another method
 _TAKEN_OVER = {
-    "env",  # which is there only if it was asked for
+    "env",  # which is there only if it was requested
     "policy_class",
     "policy_kwargs",
     "observation_space",
@@ -56,7 +56,7 @@ def is_of_another_algorithm(path: str | pathlib.Path | io.BufferedIOBase) -> boo
     try:
         with zipfile.ZipFile(file) as archive:
             names = json.loads(archive.read("data").decode())
-    except (zipfile.BadZipFile, KeyError, ValueError):  # which SB3 has words for
+    except (zipfile.BadZipFile, KeyError, ValueError):  # SB3 has its own errors for these
         return False
     finally:
         if file is not path:
@@ -76,7 +76,7 @@ def without_foreign_arguments(
     data, parameters, variables = load_from_zip_file(path, device=device, custom_objects=custom_objects)
     assert data is not None
     kept = {name: value for name, value in data.items() if name in _TAKEN_OVER}
-    # The optimizer is a part of the algorithm: A2C puts its own among the arguments of the policy
+    # The optimizer is part of the algorithm: A2C puts its own among the arguments of the policy
     of_optimizer = ("optimizer_class", "optimizer_kwargs")
     kept["policy_kwargs"] = {name: arg for name, arg in data.get("policy_kwargs", {}).items() if name not in of_optimizer}
     file = io.BytesIO()
@@ -87,10 +87,10 @@ def without_foreign_arguments(
 
 class ParametersError(ValueError, RuntimeError):
     """
-    Parameters are those of another network. A ``RuntimeError`` too, as PyTorch's own, which SB3's ``load`` expects of files of
-    old versions.
+    Raised if parameters belong to another network. Also a ``RuntimeError``, like PyTorch's own error, which SB3's ``load``
+    expects for files of old versions.
 
-    :param message: What differs
+    :param message: The difference
     """
 
     def __init__(self, message: str):
@@ -100,9 +100,9 @@ class ParametersError(ValueError, RuntimeError):
 def check_weights(policy: ActorCriticPolicy, weights: Mapping[str, th.Tensor], exact_match: bool) -> None:
     """
     :param policy: A policy
-    :param weights: What it is to load, by the names of its tensors
+    :param weights: The tensors that it should load, by name
     :param exact_match: Whether all of them must be there
-    :raises ParametersError: If they are those of another network
+    :raises ParametersError: If they belong to another network
     """
     own = policy.state_dict()
     if not isinstance(weights, Mapping):
@@ -132,16 +132,16 @@ def fitted(
     device: th.device | str,
 ) -> Iterator[dict[str, Any]]:
     """
-    Parameters that a policy and its optimizer can load: checked, and without the state of an optimizer that is not like this
-    one's. All of the policy is restored if loading them fails.
+    Parameters that a policy and its optimizer can load: checked, and without an optimizer state that does
+    not fit. The whole policy is restored if loading them fails.
 
     :param load_path_or_dict: Argument of ``set_parameters``
     :param policy: The policy, whose optimizer's groups are arranged like those in the parameters
-    :param expected: The names of what there is to load
+    :param expected: The names of the parts that can be loaded
     :param exact_match: Argument of ``set_parameters``
     :param device: Argument of ``set_parameters``
     :return: The parameters
-    :raises ValueError: If they are those of another network
+    :raises ValueError: If they belong to another network
     """
     loaded: Any = load_path_or_dict
     if not isinstance(loaded, dict):
@@ -164,10 +164,10 @@ def fitted(
 
 def with_names(parameters: dict[str, Any], policy: ActorCriticPolicy) -> dict[str, Any]:
     """
-    :param parameters: What SB3's ``get_parameters`` returns
+    :param parameters: The result of SB3's ``get_parameters``
     :param policy: The policy
-    :return: The same with the names of the parameters in each group of the optimizer, by which the groups of another one are
-        arranged before it takes over the state
+    :return: The same with the names of the parameters in each group of the optimizer, by which the groups of another
+        optimizer are arranged before it loads the state
     """
     for group, names in zip(parameters["policy.optimizer"]["param_groups"], parameter_names(policy), strict=True):
         group["names"] = names
@@ -181,15 +181,15 @@ def own_or_converted(
     custom_objects: dict[str, Any] | None,
 ) -> str | pathlib.Path | io.BufferedIOBase:
     """
-    Of a file that A2C or PPO (or another algorithm with such a policy) has saved, the policy, the spaces, ``gamma``, gSDE,
-    the seed and the settings of the log are taken over, with a warning. The optimizer starts anew, and all other arguments
+    From a file saved by A2C or PPO (or another algorithm with such a policy), the policy, the spaces, ``gamma``, gSDE, the
+    seed and the settings of the log are taken over, with a warning. The optimizer starts anew, and all other arguments
     are REINFORCE's defaults, unless the arguments of ``load`` say otherwise.
 
-    :param algorithm: Name of the class that loads it
+    :param algorithm: Name of the class that loads the file
     :param path: A file that a model was saved to
     :param device: Device to load its tensors to
     :param custom_objects: See :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`
-    :return: What to load
+    :return: The file to load
     """
     if not is_of_another_algorithm(path):
         return path
@@ -213,7 +213,7 @@ def parameter_names(policy: ActorCriticPolicy) -> list[list[str | None]]:
 
 def arrange_like(policy: ActorCriticPolicy, groups: Sequence[Mapping[str, Any]]) -> None:
     """
-    Bring the groups of the policy's optimizer into the form of those that a state was saved with, if it can be told.
+    Arrange the groups of the policy's optimizer like those of a saved state, if the names of their parameters allow it.
 
     :param policy: The policy
     :param groups: The groups of the state, with the names of their parameters
@@ -230,13 +230,13 @@ def arrange_like(policy: ActorCriticPolicy, groups: Sequence[Mapping[str, Any]])
 
 def state_of_optimizer(policy: ActorCriticPolicy, state: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The state that the policy's optimizer is to load: the saved one, if it is that of such an optimizer, or none, with a
+    The state that the policy's optimizer should load: the saved one, if it fits this optimizer, else an empty one, with a
     warning.
 
     :param policy: The policy
-    :param state: What was saved
-    :return: What the optimizer can load
-    :raises ParametersError: If it is no state of an optimizer
+    :param state: The saved state
+    :return: A state that the optimizer can load
+    :raises ParametersError: If it is not the state of an optimizer
     """
     optimizer = policy.optimizer
     if not (isinstance(state, Mapping) and {"state", "param_groups"} <= set(state)):
@@ -256,7 +256,7 @@ def state_of_optimizer(policy: ActorCriticPolicy, state: Mapping[str, Any]) -> d
 
 
 def _state_names(optimizer: th.optim.Optimizer, options: Mapping[str, Any]) -> set[str] | None:
-    """What an optimizer keeps of each parameter, found by a step with one; ``None`` if it does not step like that."""
+    """What an optimizer stores for each parameter, found by a trial step; ``None`` if it cannot make one."""
     parameter = th.nn.Parameter(th.zeros(1))
     parameter.grad = th.zeros(1)
     try:
@@ -269,14 +269,14 @@ def _state_names(optimizer: th.optim.Optimizer, options: Mapping[str, Any]) -> s
 
 
 def _mismatch(optimizer: th.optim.Optimizer, state: Mapping[str, Any]) -> str | None:
-    """What the state of an optimizer has that this one has not."""
+    """How a saved state differs from that of this optimizer; ``None`` if it fits."""
     saved, own = state["param_groups"], optimizer.param_groups
     if not all(isinstance(group, Mapping) and "critic" in group for group in saved):
         return "does not tell the critic's parameters from the actor's, as that of another algorithm"
     sizes, expected = ([len(group["params"]) for group in groups] for groups in (saved, own))
     if sizes != expected:
         return f"has groups of {sizes} parameters, expected {expected}"
-    # Either may lack an option that only another version of PyTorch has, but not both
+    # One of them may lack options of another version of PyTorch, but not both
     options, expected_options = set(saved[0]) - {"names"}, set(own[0])
     if options - expected_options and expected_options - options:
         return f"has the options {sorted(options - expected_options)}, and not {sorted(expected_options - options)}"

@@ -1,4 +1,4 @@
-"""Checks of numbers: NaN and infinity are found before they do harm, and the error says where they came from."""
+"""Checks of numbers: they find NaN and infinity before these do harm, and the error says where they came from."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -25,17 +25,17 @@ def first_not_finite(array: np.ndarray) -> tuple[int, ...] | None:
 
 def without_underflow(function: Callable[..., T]) -> Callable[..., T]:
     """
-    For what is called at every timestep, where it costs nothing unless the user has asked NumPy to tell of underflows.
+    For functions that are called at every timestep: free unless the user has asked NumPy to report underflows.
 
     :param function: A function
-    :return: One for which the smallest numbers silently become 0
+    :return: The function, in which the smallest numbers silently become 0
     """
     return function if np.geterr()["under"] == "ignore" else np.errstate(under="ignore")(function)
 
 
 def surely_finite(array: np.ndarray) -> bool:
     """
-    A quick look at a few numbers: a third of the time of ``np.isfinite(array).all()``, at every timestep.
+    A quick check of a few numbers, in a third of the time of ``np.isfinite(array).all()``, at every timestep.
 
     :param array: Any array
     :return: Whether it is known to hold neither NaN nor infinity
@@ -48,7 +48,7 @@ def surely_finite(array: np.ndarray) -> bool:
         _ZEROS[key] = np.zeros(flat.size, flat.dtype)
     try:
         return bool(flat.dot(_ZEROS[key]) == 0.0)  # NaN and infinity times zero are NaN
-    except (RuntimeWarning, FloatingPointError):  # ... of which NumPy warns, where warnings are errors, or which it raises
+    except (RuntimeWarning, FloatingPointError):  # NumPy's warning as an error, or its own error
         return False
 
 
@@ -64,7 +64,7 @@ def check_finite(
     :param array: The numbers, the environments along the first axis
     :param timestep: Gives the timestep that an environment is at
     :param env_ids: The environments; all of them if ``None``
-    :param of: What the timestep is counted from the start of
+    :param of: The episode or rollout within which the timestep is counted
     :raises ValueError: If one of the numbers is not finite
     """
     if isinstance(array, dict):
@@ -79,11 +79,11 @@ def check_finite(
 
 def not_finite(what: str, value: object, env_id: int, timestep: int, of: str = "its episode") -> ValueError:
     """
-    :param what: What is not finite
-    :param value: What it is instead
+    :param what: Name of the number that is not finite
+    :param value: The number
     :param env_id: Index of the environment
     :param timestep: The timestep
-    :param of: What the timestep is counted from the start of
+    :param of: The episode or rollout within which the timestep is counted
     :return: The error that says so
     """
     return ValueError(f"The {what} must be finite, got {value} in environment {env_id} at timestep {timestep} of {of}.")

@@ -59,36 +59,36 @@ class REINFORCE(OnPolicyAlgorithm):
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
-    :param n_steps: The number of steps to run for each environment per update. With complete episodes it is the least
-        number: each environment then finishes the episode that it is in (fewer only after a cut at the horizon)
+    :param n_steps: The number of steps to run for each environment per update. With complete episodes this is the
+        minimum: each environment then finishes its current episode (fewer steps only after a cut at the horizon)
     :param n_episodes: If given, each environment contributes this many episodes per update (fewer only after a cut at the
         horizon), and ``n_steps`` is ignored
     :param batch_size: Minibatch size of the critic's regression
     :param gamma: Discount factor, in [0, 1]
-    :param gae_lambda: 1: the returns are sums of rewards, as Monte Carlo methods have them. Below it, Generalized Advantage
-        Estimation, with ``baseline="value"`` and ``reward_to_go=True`` only
-    :param reward_to_go: Weight each action by the return from its own timestep on; ``False``: by that of the whole episode
-    :param baseline: What is subtracted from the returns: ``None``; ``"mean"`` of the batch (slightly biased, the sample
-        itself is in it); ``"leave_one_out"``, the mean of the other episodes at the same timestep; ``"linear"``, a ridge
-        regression on the other episodes' observations and times (both, unless ``n_episodes`` fixes their number, without
-        the later episodes of the same environment; 0 where there is no other); ``"value"``, the policy's critic as it was
-        before this batch; a callable ``baseline(returns, timesteps, episode_ids)`` of flat float arrays,
-        one number per recorded timestep, that returns an array of that shape; or an instance of a
-        :class:`sb3_reinforce.Baseline`
+    :param gae_lambda: 1: the returns are sums of rewards, as in Monte Carlo methods. Below 1: Generalized Advantage
+        Estimation, only with ``baseline="value"`` and ``reward_to_go=True``
+    :param reward_to_go: Weight each action by the return from its own timestep on; ``False``: by the return of the whole
+        episode
+    :param baseline: What is subtracted from the returns: ``None``; ``"mean"`` of the batch (slightly biased, because it
+        includes the sample itself); ``"leave_one_out"``, the mean of the other episodes at the same timestep;
+        ``"linear"``, a ridge regression on the other episodes' observations and times (unless ``n_episodes`` fixes their
+        number, both leave out the later episodes of the same environment; 0 where there is no other episode);
+        ``"value"``, the policy's critic before it is fitted to this batch; a callable
+        ``baseline(returns, timesteps, episode_ids)`` of flat float arrays, one number per recorded timestep, that returns
+        an array of that shape; or an instance of a :class:`sb3_reinforce.Baseline`
     :param complete_episodes: ``False``: SB3's rollouts of ``n_steps``, whose unfinished tails are bootstrapped with the
         critic
-    :param horizon: The longest episode that is recorded; one that is still running then is treated like a truncated one, and
-        its environment is done for this update, also before it has its ``n_steps`` or ``n_episodes``. ``None``: the
-        limit of Gymnasium's ``TimeLimit`` wrapper, as it is at the start of the rollout, else 10,000.
-        ``rollout/ep_rew_mean`` has what it came to until then.
-        Of no effect with ``complete_episodes=False``
-    :param bootstrap_on_truncation: With the value baseline, an episode that was cut by a time limit ends in
-        :math:`\gamma V(s_T)`; ``False``: in nothing (the return of a finite horizon). Without a critic always the latter
-    :param discount_state_distribution: Whether to weight the timesteps by :math:`\gamma^t`, as the gradient of the discounted
-        objective has it; common practice drops the factor. With ``reward_to_go`` only: the return of the whole episode
-        is discounted already
-    :param average_over: What the sum over the batch is divided by, its ``"timesteps"`` or its ``"episodes"``. The latter is
-        unbiased with ``n_episodes``; with ``n_steps`` the quotient has a bias of O(1/N)
+    :param horizon: The length of the longest episode that is recorded. An episode that is still running then is treated as
+        truncated, and its environment is done for this update, even before it has its ``n_steps`` or ``n_episodes``.
+        ``None``: the limit of Gymnasium's ``TimeLimit`` wrapper at the start of the rollout, else 10,000.
+        ``rollout/ep_rew_mean`` then has the sum of the rewards before the cut. No effect with ``complete_episodes=False``
+    :param bootstrap_on_truncation: With the value baseline, the return of an episode that was cut by a time limit ends
+        with :math:`\gamma V(s_T)`; ``False``: with nothing (the return of a finite horizon), as always without a critic
+    :param discount_state_distribution: Whether to weight the timesteps by :math:`\gamma^t`, as in the gradient of the
+        discounted objective; common practice drops the factor. Only with ``reward_to_go``: the return of the whole
+        episode is discounted already
+    :param average_over: The sum over the batch is divided by the number of its ``"timesteps"`` or its ``"episodes"``.
+        The latter is unbiased with ``n_episodes``; with ``n_steps`` the quotient has a bias of O(1/N)
     :param normalize_advantage: Whether to normalize the advantages over all recorded timesteps of the update
     :param ent_coef: Entropy coefficient for the loss calculation
     :param vf_coef: Value function coefficient of the joint step of policy and critic
@@ -97,22 +97,22 @@ class REINFORCE(OnPolicyAlgorithm):
         0: the joint step alone, as in A2C
     :param critic_learning_rate: A learning rate or schedule for the critic's own parameters; ``None``: ``learning_rate``
     :param natural_gradient: Whether the policy steps along its natural gradient :math:`F^{-1} g` (Kakade, 2001, "A Natural
-        Policy Gradient"), with :math:`F` the Fisher information of the batch, as far as makes the KL divergence
-        ``target_kl`` to second order. ``learning_rate`` and ``max_grad_norm`` are then the critic's alone. Layers that the
-        critic shares with the actor are the actor's, as in sb3-contrib's TRPO: the value loss does not reach them
+        Policy Gradient"), with :math:`F` the Fisher information of the batch, so far that the KL divergence is
+        ``target_kl`` to second order. ``learning_rate`` and ``max_grad_norm`` then apply to the critic only. Layers that the
+        critic shares with the actor belong to the actor, as in sb3-contrib's TRPO: the value loss does not reach them
     :param target_kl: KL divergence of a natural step, summed over the dimensions of an action, averaged over timesteps;
-        it can be a function of the current progress remaining (from 1 to 0). A step that would really go a hundred times
-        as far (and beyond 0.1), as it may from a policy that is nearly deterministic, is left out
+        it can be a function of the current progress remaining (from 1 to 0). A step is left out if its actual divergence is
+        more than a hundred times as large (and above 0.1), as it may be if the policy is nearly deterministic
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
-    :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, what the batch
-        says nothing about is left to rounding errors
+    :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, rounding
+        errors decide the directions about which the batch says nothing
     :param sub_sampling_factor: :math:`F` is averaged over one timestep out of this many in these equations, to save
-        time; the gradient, and the divergence of the step, are those of all of them
+        time; the gradient and the divergence of the step are those of all timesteps
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
         Default: -1 (only sample at the beginning of the rollout)
-    :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. One that
+    :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. A class that
         cannot hold whole episodes needs ``complete_episodes=False``
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
@@ -133,13 +133,13 @@ class REINFORCE(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    #: What the policy must be derived from
+    #: The class that the policy must be derived from
     policy_base: ClassVar[type[BasePolicy]] = ActorCriticPolicy
-    #: A policy step of your own, see :mod:`sb3_reinforce.update.policy_step`; may be set on a model, too. ``None``: the step
-    #: of the optimizer, or the natural one
+    #: A policy step of your own, see :mod:`sb3_reinforce.update.policy_step`; it can also be set on a model. ``None``: the
+    #: step of the optimizer, or the natural step
     policy_step_class: type[PolicyStep] | None = None
 
-    _reward_found = False  # other than zero
+    _reward_found = False  # whether any reward so far was other than zero
     _warned_of_horizon = False
 
     def __init__(
@@ -183,7 +183,7 @@ class REINFORCE(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
     ):
         arguments.check_arguments(locals())
-        if env is None and _init_setup_model:  # `load` comes without
+        if env is None and _init_setup_model:  # `load` may pass no environment
             raise ValueError("`env` must be an environment or the name of one, got None.")
         super().__init__(
             policy,
@@ -239,7 +239,7 @@ class REINFORCE(OnPolicyAlgorithm):
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
         self.workers: Alone = ALONE
-        self._seeded_env: VecEnv | None = None  # among several workers, the environments that were given seeds of their own
+        self._seeded_env: VecEnv | None = None  # with several workers, the environments that were given seeds of their own
         self._policy_steps: dict[type[PolicyStep], PolicyStep] = {}
         self._player = Player(self)
         super()._setup_model()
@@ -266,7 +266,7 @@ class REINFORCE(OnPolicyAlgorithm):
         if seed is not None and hasattr(self, "_player"):
             self._player.seed(seed)
 
-    # The strategies. Made of what the model has when they are asked for, as all of it may be replaced
+    # The strategies, which are made from the model's current attributes on each access, as any of these may be replaced
 
     @property
     def actor_critic(self) -> ActorCritic:
@@ -275,7 +275,7 @@ class REINFORCE(OnPolicyAlgorithm):
 
     @property
     def policy_step(self) -> PolicyStep:
-        """What moves the policy."""
+        """The strategy that moves the policy."""
         kind = self._get_policy_step_class()
         if kind not in self._policy_steps:
             self._policy_steps[kind] = kind(self)
@@ -287,20 +287,20 @@ class REINFORCE(OnPolicyAlgorithm):
             return self.policy_step_class
         if not self.natural_gradient:
             return OptimizerStep
-        from sb3_reinforce.update.natural_step import NaturalStep  # with sb3-contrib, for those who need it
+        from sb3_reinforce.update.natural_step import NaturalStep  # imports sb3-contrib, so only if needed
 
         return NaturalStep
 
     @property
     def uses_critic(self) -> bool:
-        """Whether the baseline is made of the values of the policy's critic, which is then trained."""
+        """Whether the baseline uses the values of the policy's critic, which is then trained."""
         return make_baseline(self.baseline).uses_critic
 
     @property
     def only_earlier_episodes(self) -> bool:
         """
-        Whether the existence of an environment's later episodes depends on the earlier ones, so that they must not
-        be in their baseline.
+        Whether the existence of an environment's later episodes depends on its earlier ones, so that the baseline of
+        the earlier episodes must not use the later ones.
         """
         return self.n_episodes is None or self._player.limits.cuts_expected
 
@@ -325,7 +325,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         callback.on_rollout_start()
-        recorder = self._player.start_recorder(env, n_rollout_steps)  # after a curriculum has changed a limit
+        recorder = self._player.start_recorder(env, n_rollout_steps)  # only now: a curriculum may have changed a limit
         sampler = self._player.start_sampler(env)
         timestep, judged = recorder.timestep, judged_observations(self.actor_critic)
         check_statistics(self._vec_normalize_env)
@@ -333,7 +333,7 @@ class REINFORCE(OnPolicyAlgorithm):
 
         add, sample = without_underflow(rollout_buffer.add), without_underflow(sampler.sample)
         values_known = sampler.evaluates
-        watched = bool(getattr(callback, "callbacks", True))  # nobody else can change the policy meanwhile
+        watched = bool(getattr(callback, "callbacks", True))  # only a callback can change the policy meanwhile
 
         while not recorder.finished:
             n_steps = recorder.n_vector_steps
@@ -379,7 +379,7 @@ class REINFORCE(OnPolicyAlgorithm):
     def _collect_with_sb3(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """The fixed-length rollout of a user's own buffer, by SB3's own calls."""
+        """The fixed-length rollout of a user's own buffer, with SB3's own calls."""
         with sb3_buffer.refused_observations_named(self, rollout_buffer):
             completed = super().collect_rollouts(env, self.workers.postponed(callback), rollout_buffer, n_rollout_steps)
         if not completed:
@@ -398,7 +398,7 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         Update the policy with the gradient estimate of the rollout (one step), then fit the critic to its returns.
 
-        :raises ValueError: If a loss or a gradient is not finite; the weights are then as they were
+        :raises ValueError: If a loss or a gradient is not finite; the weights are then unchanged
         """
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
@@ -424,8 +424,8 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def batch(self) -> Batch:
         """
-        :return: The timesteps of the last rollout: episode by episode, or in the order that the ``get`` of a buffer of SB3's
-            own gives them
+        :return: The timesteps of the last rollout: episode by episode, or, with a buffer of SB3's own, in the order that
+            its ``get`` gives
         """
         buffer = self.rollout_buffer
         if not isinstance(buffer, EpisodeRolloutBuffer):
@@ -442,9 +442,9 @@ class REINFORCE(OnPolicyAlgorithm):
     ) -> th.Tensor:
         r"""
         :param batch: The batch of an update
-        :param workers: The workers whose batches it is weighed with; ``None``: those that the model learns with
-        :param reward_to_go: Whether its advantages are of returns-to-go; ``None``: as the model has it
-        :param normalize_advantage: Whether to normalize them; ``None``: as the model has it
+        :param workers: The workers whose batches make up the update; ``None``: those of the model
+        :param reward_to_go: Whether the advantages are made of returns-to-go; ``None``: as in the model
+        :param normalize_advantage: Whether to normalize the advantages; ``None``: as in the model
         :return: The weight :math:`w_t A_t / Z` of each log-probability in the estimate, shape ``(n_timesteps,)``
         """
         workers = self.workers if workers is None else workers
@@ -473,18 +473,18 @@ class REINFORCE(OnPolicyAlgorithm):
     # Schedules
 
     def _setup_lr_schedule(self) -> None:
-        self.learning_rate = arguments.as_plain_number(self.learning_rate)  # SB3 knows no numbers of NumPy's
+        self.learning_rate = arguments.as_plain_number(self.learning_rate)  # SB3 does not accept NumPy's numbers
         super()._setup_lr_schedule()
         self._made_schedule = (self.learning_rate, self.lr_schedule)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        # The last rollout ends with its episodes, beyond the total: a linear schedule must not turn negative there
+        # The last rollout finishes its episodes, beyond the total: a linear schedule must not turn negative there
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         learning_rate, schedule = self._made_schedule
-        if self.learning_rate != learning_rate and self.lr_schedule is schedule:  # else a schedule was set by hand, too
+        if self.learning_rate != learning_rate and self.lr_schedule is schedule:  # else the user has also set a schedule
             self._setup_lr_schedule()
         super()._update_learning_rate(optimizers)
         if self.critic_learning_rate is not None:
@@ -532,9 +532,9 @@ class REINFORCE(OnPolicyAlgorithm):
         try:
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         except BaseException as error:
-            # The environments may stand anywhere: the next call starts from fresh episodes
+            # The environments may be in any state: the next call starts from fresh episodes
             self._last_obs = None
-            forget_graphs(self.policy)  # which an update leaves that does not come to its end
+            forget_graphs(self.policy)  # an interrupted update leaves some
             workers, self.workers = self.workers, ALONE
             workers.fail(error)
             raise
@@ -555,7 +555,7 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         Load the model from a zip-file, as SB3 does, but refuse arguments that do not exist or make no sense.
 
-        Of a file that A2C or PPO (or another algorithm with such a policy) has saved, it takes the policy, the spaces,
+        From a file saved by A2C or PPO (or another algorithm with such a policy), it takes the policy, the spaces,
         ``gamma``, gSDE, the seed and the settings of the log, with a warning. The optimizer starts anew, and all other
         arguments are REINFORCE's defaults, unless ``kwargs`` say otherwise.
 
@@ -567,7 +567,7 @@ class REINFORCE(OnPolicyAlgorithm):
         :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior
         :param kwargs: Further arguments of the constructor, to change them
         :return: New model instance with loaded parameters
-        :raises ValueError: If a name is no argument, or a value is none that the argument takes, or the policy in the file is
+        :raises ValueError: If a name is not an argument, a value is not valid for its argument, or the policy in the file is
             of a kind that does not fit
         """
         known = {"policy_step_class", *arguments.constructor_arguments(cls), *inspect.signature(super().load).parameters}
@@ -582,8 +582,8 @@ class REINFORCE(OnPolicyAlgorithm):
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """
-        Load parameters as SB3 does, but all or nothing, and also those of A2C or PPO. The state of an optimizer that is not
-        like this one's is not taken over, with a warning; the optimizer then starts anew.
+        Load parameters as SB3 does, but all or nothing, and also from A2C or PPO. A saved optimizer state that does
+        not fit is not taken over, with a warning; the optimizer then starts anew.
 
         :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
         :param exact_match: Whether all parameters must be there
@@ -611,6 +611,6 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        if hasattr(self, "_player"):  # it and the steps of a shallow copy belong to the original
+        if hasattr(self, "_player"):  # in a shallow copy the player and the steps are the original's
             self._player = self._player.of_copy(self)
             self._policy_steps = {kind: step.of_copy(self) for kind, step in self._policy_steps.items()}

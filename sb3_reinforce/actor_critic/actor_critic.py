@@ -1,7 +1,7 @@
 """
 The two functions of a policy, the distribution of actions and the value, on batches of timesteps.
 
-This is the only place that knows how a policy is asked. Everything else is given an :class:`ActorCritic`; whether actor and
+This is the only place that knows how to call a policy. Everything else gets an :class:`ActorCritic`; whether actor and
 critic can be called separately is decided once, in :func:`make_actor_critic`.
 """
 
@@ -28,7 +28,7 @@ Evaluation = tuple[th.Tensor, th.Tensor, th.Tensor | None]
 
 class ActorCritic:
     """
-    Any policy: actor and critic are read off ``evaluate_actions`` and ``forward``, as SB3 calls them.
+    Any policy: actor and critic come from ``evaluate_actions`` and ``forward``, as SB3 calls them.
 
     :param policy: The policy
     """
@@ -49,7 +49,7 @@ class ActorCritic:
     def fits(self, sampler: PolicySampler) -> bool:
         """
         :param sampler: A sampler that was made before
-        :return: Whether it is for the policy as it is now
+        :return: Whether it fits the policy as it is now
         """
         return sampler.policy is self.policy and not isinstance(sampler, NumpySampler)
 
@@ -118,14 +118,14 @@ class ActorCritic:
 
     def distributions(self, piece: Batch) -> list[Distribution]:
         """
-        The distributions of the independent parts of an action. A squashed Gaussian's is the Gaussian: a divergence does not
-        change under an invertible function of the action.
+        The distributions of the independent parts of an action. For a squashed Gaussian this is the Gaussian: a divergence
+        does not change under an invertible function of the action.
 
         :param piece: A piece of a batch
-        :return: Distributions of one batch
+        :return: The distributions, each over all timesteps of the piece
         :raises ValueError: If the policy does not leave its distribution where SB3's does
         """
-        # SB3's `get_distribution` may not call the methods of such a policy, and what is trained is `evaluate_actions`
+        # SB3's `get_distribution` may not call the methods of such a policy, whose `evaluate_actions` is trained
         policy = self.policy
         before = getattr(policy.action_dist, "distribution", None)
         log_probs = self.evaluate(piece)[1]
@@ -151,17 +151,17 @@ class ActorCritic:
         :param batch: A batch
         :param batch_size: The largest size of a minibatch
         :param workers: The workers, each with a batch of its own
-        :return: For each minibatch of one pass its rows, and how many it has together with those of all workers. Rows as a
-            slice of whole episodes stay episodes in :meth:`pieces` and :meth:`evaluate`
+        :return: For each minibatch of one pass the rows of this worker, and the number of rows of all workers. If the rows
+            are a slice of whole episodes, these stay whole in :meth:`pieces` and :meth:`evaluate`
         """
         return workers.minibatches(len(batch), batch_size)
 
     def sub_sample(self, batch: Batch, factor: int, workers: Alone) -> Batch:
         """
         :param batch: A batch
-        :param factor: Which part of it to take
+        :param factor: Number of timesteps from which one is taken
         :param workers: The workers, each with a batch of its own
-        :return: One of each ``factor`` timesteps
+        :return: One timestep out of each ``factor``
         """
         return batch.part(sub_sample(len(batch), factor, workers).to(batch.actions.device))
 
@@ -169,11 +169,11 @@ class ActorCritic:
 
     def split(self, batch: Batch | None = None) -> Split:
         """
-        Which parameters the two outputs depend on, read off the graph of ``evaluate_actions``.
+        Which parameters the two outputs depend on, according to the graph of ``evaluate_actions``.
 
-        :param batch: What to evaluate; ``None``: an observation that is drawn from the space
-        :return: The parameters that reach the log-probabilities or the entropy, and those that reach the values. A policy that
-            takes no observation except those of its environment is not divided before there is one: all is then the actor's
+        :param batch: The batch to evaluate; ``None``: an observation that is drawn from the space
+        :return: The parameters that reach the log-probabilities or the entropy, and those that reach the values. If the policy
+            has no output for a drawn observation, all parameters belong to the actor until there is a batch
         """
         if batch is None:
             batch = self.drawn_batch()
@@ -181,7 +181,7 @@ class ActorCritic:
                 return set(self.policy.parameters()), set()
         actor: set[th.nn.Parameter] = set()
         value: set[th.nn.Parameter] = set()
-        for piece in self.pieces(batch):  # some layers are for some observations only
+        for piece in self.pieces(batch):  # some layers may serve only some observations
             reached = self._split(piece)
             actor, value = actor | reached[0], value | reached[1]
         return actor, value
@@ -210,11 +210,11 @@ class ActorCritic:
 
     def trainable(self, batch: Batch, workers: Alone, uses_critic: bool, moves_shared_layers: bool) -> Parameters:
         """
-        The parameters to train, at which the optimizer's groups are divided: policy, optimizer and what is frozen may be
-        others than at the last update.
+        The parameters to train. The optimizer's groups are divided accordingly, as the policy, the optimizer or the frozen
+        parameters may have changed since the last update.
 
         :param batch: The batch of the update
-        :param workers: The workers, any of which may have timesteps that go through a layer
+        :param workers: The workers, as any worker's timesteps may reach a layer that the others' do not
         :param uses_critic: Whether the critic is trained
         :param moves_shared_layers: Whether the value loss may move the layers that the critic shares with the actor
         :return: The parameters
@@ -233,7 +233,7 @@ class ActorCritic:
 
     def drawn_batch(self) -> Batch | None:
         """
-        :return: A batch of one timestep; ``None`` if the policy has no output for it, as it may have none except for what its
+        :return: A batch of one timestep; ``None`` if the policy has no output for it, as it may accept only what its
             environment really shows
         """
         for batch in drawn_batches(self.policy):
@@ -281,7 +281,7 @@ class SeparableActorCritic(ActorCritic):
         policy = self.policy
         observations = batch.observations
         arrays = observations.values() if isinstance(observations, dict) else [observations]
-        # One-hot vectors can be far larger than the numbers that they are made of
+        # One-hot vectors can be far larger than the numbers that they encode
         expands = policy.features_dim * len(batch) > max(MAX_NUMBERS, sum(array.numel() for array in arrays))
         if expands or not policy.share_features_extractor:
             return Regression(self, batch, self.value)
@@ -293,17 +293,17 @@ class SeparableActorCritic(ActorCritic):
         return split_by_modules(self.policy)
 
     def _shared_split(self, batch: Batch, workers: Alone) -> Split:
-        return self.split()  # the modules say it, the same to every worker
+        return self.split()  # the modules determine it, equally in every worker
 
 
 class Regression:
     """
-    The critic as a function of the timesteps that it is fitted to, with as little as possible computed anew in each pass.
+    The critic as a function of the timesteps that it is fitted to, of which each pass recomputes as little as possible.
 
     :param actor_critic: The policy
     :param batch: The timesteps
     :param value: Gives the values of a piece
-    :param latents: What a features extractor that the critic shares with the actor makes of the observations, if it is kept,
+    :param latents: Features of the observations from an extractor that the critic shares with the actor, if they are kept,
         shape ``(n_timesteps, features_dim)``
     """
 
@@ -322,7 +322,7 @@ class Regression:
     def values_and_returns(self, rows: th.Tensor | slice) -> Iterator[tuple[th.Tensor, th.Tensor]]:
         """
         :param rows: Some of the timesteps
-        :return: Values with their graph, and the returns that they are to be, in pieces of bounded size
+        :return: Values with their graph, and their target returns, in pieces of bounded size
         """
         policy, returns = self.actor_critic.policy, self.batch.returns[rows]
         if self.latents is not None:
@@ -335,6 +335,6 @@ class Regression:
 def make_actor_critic(policy: ActorCriticPolicy) -> ActorCritic:
     """
     :param policy: A policy
-    :return: Its actor and critic, called separately where that gives the same
+    :return: Its actor and critic, called separately if that gives the same results
     """
     return SeparableActorCritic(policy) if has_sb3_forward(policy) else ActorCritic(policy)

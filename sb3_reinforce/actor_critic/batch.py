@@ -1,4 +1,4 @@
-"""The timesteps of an update, and what bounds the memory that they take on their way through a network."""
+"""The timesteps of an update, and limits on the memory that they take in a network."""
 
 import copy
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ from sb3_reinforce.monte_carlo.episodes import Episodes
 #: A forward pass takes at most this many timesteps, and this many numbers (of observations and action distributions), at once
 MAX_TIMESTEPS = 2**15
 MAX_NUMBERS = 2**23
-#: How much a value of a discrete observation and a logit weigh in it. A one-hot vector is there as int64 and as float32, and
-#: pieces of this size keep 60,000 discrete observations within a tenth of the peak memory of A2C; a logit is there as such,
-#: normalized, as a probability, and with its gradients
+#: How many numbers each value of a discrete observation, and each logit, counts as. A one-hot vector exists as int64 and as
+#: float32, and pieces of this size keep 60,000 discrete observations within a tenth of the peak memory of A2C; a logit exists
+#: as such, normalized, as a probability, and with its gradients
 _PER_ONE_HOT, _PER_LOGIT = 12, 8
 
 
@@ -36,8 +36,8 @@ class Batch:
     :param advantages: Advantages as they are in the buffer (not normalized), shape ``(n_timesteps,)``
     :param returns: Targets of the critic, shape ``(n_timesteps,)``
     :param episodes: How the timesteps divide into episodes; ``None`` for a part that cuts through them
-    :param rows: Where these timesteps are in the batch that they were taken from (in the rollout, if this is all of it)
-    :param extras: What else the policy takes with an observation, by the names of its arguments
+    :param rows: Where these timesteps are in the batch from which they were taken (the rollout, if this is the whole batch)
+    :param extras: Further arguments of the policy besides the observations, by name
     :param timesteps: The timestep of each within its episode, shape ``(n_timesteps,)``; ``None`` where it is not known
     """
 
@@ -93,7 +93,7 @@ class Batch:
         """
         :param actions: Actions of a rollout buffer, shape ``(n_timesteps, action_dim)``
         :param action_space: Action space
-        :return: The same as ``evaluate_actions`` takes them
+        :return: The same actions, as ``evaluate_actions`` takes them
         """
         if isinstance(action_space, spaces.Discrete):
             # Convert discrete action from float to long
@@ -106,7 +106,7 @@ class Batch:
     def part(self, rows: slice | th.Tensor) -> "Batch":
         """
         :param rows: Some of the timesteps
-        :return: Those
+        :return: The part of the batch with these timesteps
         """
         if isinstance(rows, slice) and rows == slice(0, len(self)):
             return replace(self, rows=rows)
@@ -126,8 +126,8 @@ class Batch:
 def take(observations: PyTorchObs, rows: slice | th.Tensor) -> PyTorchObs:
     """
     :param observations: Observations of a batch
-    :param rows: Which of them
-    :return: Those observations
+    :param rows: Some of the timesteps
+    :return: Their observations
     """
     if isinstance(observations, dict):
         return {key: array[rows] for key, array in observations.items()}
@@ -138,7 +138,7 @@ def slices(n: int, size: int) -> Iterator[slice]:
     """
     :param n: A number of timesteps
     :param size: The largest size of a piece
-    :return: Slices that divide them into such pieces
+    :return: Slices that divide the timesteps into pieces of at most this size
     """
     return (slice(first, min(first + size, n)) for first in range(0, n, size))
 
@@ -147,7 +147,7 @@ def piece_size(observation_space: spaces.Space, action_space: spaces.Space) -> i
     """
     :param observation_space: Observation space
     :param action_space: Action space
-    :return: The number of timesteps that a policy is given at once
+    :return: The number of timesteps that a policy gets at once
     """
     numbers = observation_numbers(observation_space) + _PER_LOGIT * _n_outputs(action_space)
     return max(1, min(MAX_TIMESTEPS, MAX_NUMBERS // max(numbers, 1)))
@@ -156,7 +156,7 @@ def piece_size(observation_space: spaces.Space, action_space: spaces.Space) -> i
 def observation_numbers(space: spaces.Space) -> int:
     """
     :param space: An observation space
-    :return: What an observation takes on its way into the network, where a discrete one has a number for each of its values
+    :return: How many numbers an observation counts as on its way into the network; a discrete one is a one-hot vector there
     """
     if isinstance(space, spaces.Dict):
         return sum(observation_numbers(part) for part in space.spaces.values())
@@ -165,7 +165,7 @@ def observation_numbers(space: spaces.Space) -> int:
 
 
 def _n_outputs(space: spaces.Space) -> int:
-    """The number of parameters of the distribution that a network has to give (without a common log_std)."""
+    """The number of distribution parameters that a network puts out (without a common log_std)."""
     if isinstance(space, spaces.Discrete):
         return int(space.n)
     if isinstance(space, spaces.MultiDiscrete):
@@ -176,8 +176,8 @@ def _n_outputs(space: spaces.Space) -> int:
 def drawn_batches(policy: ActorCriticPolicy) -> Iterator[Batch]:
     """
     Batches of one timestep, to find out what the outputs of a policy depend on. The observation of the first is drawn from the
-    space, the same each time, as of zeros a network may have no output (a sequence of length zero, a length to divide by);
-    zeros are the second choice, as a space without bounds may hold numbers that overflow.
+    space, the same each time, as a network may have no output for zeros (a sequence of length zero, a length to divide by);
+    zeros are the second choice, as numbers from a space without bounds may overflow.
 
     :param policy: A policy
     :return: The batches
@@ -199,13 +199,13 @@ def drawn_batches(policy: ActorCriticPolicy) -> Iterator[Batch]:
 
 def sub_sample(n_timesteps: int, factor: int, workers: Alone) -> th.Tensor:
     """
-    One timestep of each ``factor`` that follow each other, drawn: a fixed stride would meet episodes of the same length at
-    the same timesteps. The draws are the same in each update, and do not depend on how workers have divided the batch.
+    Draw one timestep out of each ``factor`` consecutive ones: a fixed stride would always pick the same timesteps of episodes
+    of equal length. The draws are the same in each update, and do not depend on how workers have divided the batch.
 
     :param n_timesteps: Number of timesteps of this worker
-    :param factor: How many to draw one from
-    :param workers: The workers, whose timesteps follow each other
-    :return: The timesteps, in order; of all workers together at least one
+    :param factor: Number of timesteps from which one is drawn
+    :param workers: The workers, whose timesteps are counted one worker after the other
+    :return: The timesteps, in order; over all workers together at least one
     """
     counts = workers.gather(n_timesteps)
     first, total = sum(counts[: workers.rank]), sum(counts)

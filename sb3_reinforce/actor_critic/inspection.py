@@ -1,4 +1,4 @@
-"""What can be known of a policy by looking at it."""
+"""Facts about a policy that can be read from its modules and methods."""
 
 from collections.abc import Collection, Sequence
 
@@ -24,7 +24,7 @@ def has_sb3_forward(policy: ActorCriticPolicy) -> bool:
     of its own ``mlp_extractor``, so this holds for SB3's own methods and MLP only.
 
     :param policy: The policy
-    :return: False if anything in between is the user's own
+    :return: False if any of these parts is the user's own
     """
     untouched = all(
         getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) and name not in vars(policy)
@@ -39,7 +39,7 @@ def has_sb3_forward(policy: ActorCriticPolicy) -> bool:
 def has_own_forward(module: nn.Module) -> bool:
     """
     :param module: A module, looked at without its submodules
-    :return: Whether its forward pass is not (only) its class's: patched, or with hooks
+    :return: Whether its forward pass differs from its class's, because of a patch or hooks
     """
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
@@ -48,7 +48,7 @@ def alternates(layers: Sequence[nn.Module], activations: Collection[type[nn.Modu
     """
     :param layers: Layers
     :param activations: Classes of activations
-    :return: Whether the layers are linear ones of float32, each but perhaps the last with one of the activations after it
+    :return: Whether the layers are linear ones of float32, each except perhaps the last followed by one of the activations
     """
     return all(type(layer) is nn.Linear and layer.weight.dtype == th.float32 for layer in layers[::2]) and all(
         type(layer) in activations for layer in layers[1::2]
@@ -59,7 +59,7 @@ def passes_on_every_number(policy: ActorCriticPolicy) -> bool:
     """
     :param policy: A policy with SB3's own methods
     :return: Whether it is known that NaN anywhere in an observation reaches the networks: SB3's own features extractors pass
-        on all that they get. A user's own one may replace or ignore a part of it, such as a missing measurement
+        on everything. A user's own extractor may replace or ignore a part of it, such as a missing measurement
     """
     extractors = {type(module) for module in (policy.pi_features_extractor, policy.vf_features_extractor)}
     own_parts = [

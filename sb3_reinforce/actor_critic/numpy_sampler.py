@@ -2,7 +2,7 @@
 The fast way to draw actions while a rollout is played.
 
 Monte Carlo REINFORCE needs neither values nor log-probabilities while it acts. For the policies that it understands,
-:class:`NumpySampler` evaluates the policy network alone, in NumPy on the memory of the policy's own parameters.
+:class:`NumpySampler` evaluates only the policy network, in NumPy on the memory of the policy's own parameters.
 """
 
 from collections.abc import Callable
@@ -28,10 +28,10 @@ from sb3_reinforce.actor_critic.sampler import Observation, PolicySampler, Sampl
 from sb3_reinforce.buffers import one_hot
 from sb3_reinforce.finite import check_finite, surely_finite
 
-#: Steps that the noise is drawn ahead for at most, and numbers of it, if one step does not need more
+#: The noise is drawn ahead for at most this many steps, and this many numbers (unless a single step needs more)
 NOISE_BLOCK = 256
 MAX_NOISE = 2**18
-#: Tables of discrete observations are kept up to this many numbers
+#: Tables of discrete observations are used up to this many numbers
 MAX_TABLE = 2**18
 
 Activation = Callable[[np.ndarray, np.ndarray], object]
@@ -39,8 +39,7 @@ Activation = Callable[[np.ndarray, np.ndarray], object]
 
 class NumpySampler(PolicySampler):
     """
-    Acts with the policy network alone, in NumPy: for policies that :func:`is_understood`. Its distribution is
-    the policy's.
+    Acts with only the policy network, in NumPy, for policies that :func:`is_understood`. Its distribution is the policy's.
 
     :param policy: The policy
     :param n_envs: Number of environments
@@ -76,8 +75,8 @@ class NumpySampler(PolicySampler):
 
     def start_rollout(self) -> None:
         self._viewed = self._memory()
-        # Views of the parameters: what a callback does to them in place is acted on at once. They are taken anew for each
-        # rollout, as other tensors may have been put in their place
+        # Views of the parameters: changes that a callback makes in place take effect at once. They are taken anew for each
+        # rollout, as other tensors may have replaced the parameters
         self._layers = []
         activations = [_bind(layer) for layer in self._modules if not isinstance(layer, nn.Linear)]
         for layer, buffer, activation in zip(self._linears, self._buffers, [*activations, None], strict=True):
@@ -88,9 +87,9 @@ class NumpySampler(PolicySampler):
 
     def go_on_from(self, sampler: PolicySampler | None) -> None:
         """
-        Use up the noise that another sampler has drawn ahead, so that a copy of a policy plays what the policy would have.
+        Use up the noise that another sampler has drawn ahead, so that a copy of a policy plays as the policy would have.
 
-        :param sampler: The one whose place this one takes
+        :param sampler: The sampler that this one replaces
         """
         theirs = sampler._head if isinstance(sampler, NumpySampler) else None
         own = self._head
@@ -99,7 +98,7 @@ class NumpySampler(PolicySampler):
                 own._noise, own._next_noise = theirs._noise, theirs._next_noise
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_layers": []}  # which are taken anew for the next rollout
+        return {**vars(self), "_layers": []}  # the views are taken anew for the next rollout
 
     def outputs(self, obs: Observation) -> np.ndarray:
         """
@@ -135,7 +134,7 @@ class NumpySampler(PolicySampler):
 def is_understood(policy: ActorCriticPolicy) -> bool:
     """
     :param policy: A policy with SB3's own methods
-    :return: Whether :class:`NumpySampler` can take its place
+    :return: Whether :class:`NumpySampler` can act for it
     """
     modules = [policy, *policy.mlp_extractor.modules(), *policy.pi_features_extractor.modules(), policy.action_net]
     return (
@@ -157,20 +156,20 @@ def _actor_layers(policy: ActorCriticPolicy) -> list[nn.Module]:
 
 
 def _only_flattens(extractor: nn.Module) -> bool:
-    """Whether a features extractor does no more than to put its numbers in a row."""
+    """Whether a features extractor only flattens its input."""
     if type(extractor) is CombinedExtractor:
         return all(type(part) is nn.Flatten for part in extractor.extractors.values())
     return type(extractor) is FlattenExtractor
 
 
-# Observations: what SB3's preprocessing, and extractors that flatten, make of them
+# Observations, after SB3's preprocessing and extractors that flatten
 
 
 def is_flat(space: spaces.Space, normalize_images: bool = True) -> bool:
     """
     :param space: An observation space
     :param normalize_images: Whether the policy divides the numbers of images by 255
-    :return: Whether :class:`Features` knows it
+    :return: Whether :class:`Features` supports it
     """
     if isinstance(space, spaces.Dict):
         return all(is_flat(part, normalize_images) for part in space.spaces.values())
@@ -183,7 +182,7 @@ def is_flat(space: spaces.Space, normalize_images: bool = True) -> bool:
 
 class Features:
     """
-    What the networks get of observations in any type of numbers, shape ``(n_envs, n_features)``, float32.
+    The input of the networks from observations of any dtype, shape ``(n_envs, n_features)``, float32.
 
     :param space: The space of the observations, see :func:`is_flat`
     """
@@ -195,7 +194,7 @@ class Features:
             self._parts = {key: Features(part) for key, part in space.spaces.items()}
         elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
             self._sizes = [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.tolist()
-        # A fifth of the time of `one_hot`. What is no value of the space finds NaN, also one below 0, an index from the end
+        # They take a fifth of the time of `one_hot`. A number outside the space, even below 0 (from the end), gives NaN
         self._tables = [
             np.concatenate([np.eye(size, dtype=np.float32), np.full((size, size), np.nan, np.float32)])
             for size in self._sizes
@@ -206,7 +205,7 @@ class Features:
         """
         :param obs: Observations of all environments
         :return: The features
-        :raises ValueError: If a discrete observation is none of its values (or the features are NaN there)
+        :raises ValueError: If a discrete observation is outside its space (or the features are NaN there)
         """
         if isinstance(obs, dict):
             return np.concatenate([part(obs[key]) for key, part in self._parts.items()], axis=1)
@@ -218,7 +217,7 @@ class Features:
                 columns = columns.reshape(-1, len(self._sizes))
                 return np.concatenate([table[columns[:, i]] for i, table in enumerate(self._tables)], axis=1)
             except IndexError:
-                pass  # `one_hot` says which
+                pass  # `one_hot` names the observation
         if self._sizes:
             return one_hot(obs.reshape(-1, len(self._sizes)), self._sizes)
         flat = obs if obs.ndim == 2 else obs.reshape(len(obs), -1)
@@ -227,7 +226,7 @@ class Features:
     def check(self, obs: Observation) -> None:
         """
         :param obs: Observations of all environments
-        :raises ValueError: If a discrete one is none of its values
+        :raises ValueError: If a discrete observation is outside its space
         """
         if isinstance(obs, dict):
             for key, part in self._parts.items():
@@ -236,7 +235,7 @@ class Features:
             one_hot(obs.reshape(-1, len(self._sizes)), self._sizes)
 
 
-# Activations: functions of the input and the array that takes the output (which may be the same)
+# Activations: functions of the input and of the array for the output (which may be the same)
 
 
 def _sigmoid(x: np.ndarray, out: np.ndarray) -> None:
@@ -299,7 +298,7 @@ class _Head:
     def sample(self, outputs: np.ndarray, latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """
         :param outputs: Outputs of the policy network, shape ``(n_envs, n_outputs)``
-        :param latent: What its last layer was given, shape ``(n_envs, latent_dim)``
+        :param latent: Input of its last layer, shape ``(n_envs, latent_dim)``
         :param rng: Source of randomness
         :return: Actions
         """
@@ -307,7 +306,7 @@ class _Head:
 
 
 class _NoiseHead(_Head):
-    """One whose noise is independent of the outputs, and drawn ahead."""
+    """A head whose noise is independent of the outputs, and drawn ahead."""
 
     def __init__(self, policy: ActorCriticPolicy, n_envs: int):
         super().__init__(policy, n_envs)
@@ -386,8 +385,8 @@ class _GaussianHead(_NoiseHead):
 
 class _StateDependentNoiseHead(_Head):
     """
-    gSDE (Raffin et al., 2021, https://arxiv.org/abs/2005.05719): the noise is the latent features times the matrices that
-    the policy has drawn last, with PyTorch's generator.
+    gSDE (Raffin et al., 2021, https://arxiv.org/abs/2005.05719): the noise is the latent features times the policy's last
+    matrices, which come from PyTorch's generator.
     """
 
     may_overflow = True
@@ -400,7 +399,7 @@ class _StateDependentNoiseHead(_Head):
         assert isinstance(distribution, StateDependentNoiseDistribution)
         matrices = distribution.exploration_matrices.detach().numpy()
         with np.errstate(invalid="ignore", over="ignore"):
-            # As its `get_noise` has it
+            # As in `get_noise` of the distribution
             if len(latent) == 1 or len(latent) != len(matrices):
                 noise = latent @ distribution.exploration_mat.detach().numpy()
             else:

@@ -16,7 +16,7 @@ class Parameters(NamedTuple):
 
     :param actor: Those that reach the log-probabilities or the entropy
     :param value: Those that the value loss moves together with the policy step; none without a critic
-    :param critic: Those that reach the values alone; none without a critic
+    :param critic: Those that reach only the values; none without a critic
     """
 
     actor: list[th.nn.Parameter]
@@ -27,7 +27,7 @@ class Parameters(NamedTuple):
 def trainable(parameters: Iterable[th.nn.Parameter]) -> list[th.nn.Parameter]:
     """
     :param parameters: Parameters
-    :return: Those of them that are not frozen
+    :return: Those that are not frozen
     """
     return [parameter for parameter in parameters if parameter.requires_grad]
 
@@ -45,7 +45,7 @@ def split_by_modules(policy: ActorCriticPolicy) -> Split:
 
 def reached_by(output: th.Tensor, policy: ActorCriticPolicy) -> set[th.nn.Parameter]:
     """
-    By the graph alone, in a third of the time of the gradients.
+    Only the graph is read, which takes a third of the time that gradients would.
 
     :param output: An output of the policy, with its graph
     :param policy: The policy
@@ -65,9 +65,9 @@ def reached_by(output: th.Tensor, policy: ActorCriticPolicy) -> set[th.nn.Parame
 def group_parameters(policy: ActorCriticPolicy, split: Split) -> tuple[list[th.nn.Parameter], list[th.nn.Parameter]]:
     """
     Divide the parameter groups of the policy's optimizer into those of the actor (with what it shares with the critic) and
-    those of the critic alone, which are marked ``critic=True`` and learn at the critic's rate. There are two groups whether
-    or not the rates differ, so that the state of one such optimizer loads into another. Groups that are divided already
-    are left as they are, so this may be called before each update: the user may have replaced the policy, a layer, the
+    those of the critic alone, which are marked ``critic=True`` and learn at the critic's rate. There are two groups even
+    if the rates are equal, so that the state of one such optimizer loads into another. Groups that are divided already stay
+    unchanged, so this may be called before each update: the user may have replaced the policy, a layer or the
     optimizer, or added a group.
 
     :param policy: The policy
@@ -85,7 +85,7 @@ def group_parameters(policy: ActorCriticPolicy, split: Split) -> tuple[list[th.n
             {**group, "params": parameters, "critic": critic}
             for critic in (False, True)
             for group in groups
-            # One that was divided before stays a single one if it can; else there are two of it, one of them perhaps empty
+            # A group that was divided before stays one group if possible; else it becomes two, one of them perhaps empty
             if (parameters := [p for p in group["params"] if is_critics(p) == critic]) or group.get("critic", critic) == critic
         ]
     return [p for p in policy.parameters() if p in actor], [p for p in policy.parameters() if p in value]
@@ -95,7 +95,7 @@ def use_fused_adam(optimizer: th.optim.Optimizer) -> None:
     """
     Adam and AdamW in their fused form: 1.3 to 1.6 times as fast on a small MLP.
 
-    :param optimizer: An optimizer, not used yet
+    :param optimizer: An optimizer that has not been used yet
     """
     if type(optimizer) in (th.optim.Adam, th.optim.AdamW):
         for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""Drawing actions from a policy while a rollout is played, by SB3's own calls, and handing them to the environments."""
+"""Drawing actions from a policy while a rollout is played, with SB3's own calls, and passing them to the environments."""
 
 from collections.abc import Callable
 
@@ -12,35 +12,35 @@ from sb3_reinforce.finite import check_finite, not_finite
 
 Observation = np.ndarray | dict[str, np.ndarray]
 Timestep = Callable[[int], int]
-#: Actions of shape ``(n_envs, *action_shape)``, and values and log-probabilities where they come for free
+#: Actions of shape ``(n_envs, *action_shape)``, and values and log-probabilities if they are computed anyway
 Sample = tuple[np.ndarray, th.Tensor | None, th.Tensor | None]
 
 
 class PolicySampler:
     """
-    Acts by SB3's own call, ``policy.forward``: works for every policy.
+    Acts with SB3's own call, ``policy.forward``, which works for every policy.
 
     :param policy: The policy
     """
 
-    #: Whether :meth:`sample` returns values and log-probabilities too
+    #: Whether :meth:`sample` also returns values and log-probabilities
     evaluates = True
 
     def __init__(self, policy: ActorCriticPolicy):
         self.policy = policy
-        #: What the last actions were drawn with besides the observations, by the names of the policy's arguments, for the
-        #: buffer: arrays of shape ``(n_envs, ...)``
+        #: Further arguments of the policy for the last actions, besides the observations, by name, for the buffer: arrays
+        #: of shape ``(n_envs, ...)``
         self.extras: dict[str, np.ndarray] = {}
 
     def acts_as_it_is(self) -> bool:
         """
-        :return: Whether what the policy's layers and weights have been since the start of the rollout is what they are now
+        :return: Whether the sampler still acts with the policy's present layers and weights
         """
         return True
 
     def go_on_from(self, sampler: "PolicySampler | None") -> None:
         """
-        :param sampler: The one whose place this one takes
+        :param sampler: The sampler that this one replaces
         """
 
     def start_rollout(self) -> None:
@@ -82,7 +82,7 @@ class PolicySampler:
         return self.policy.predict_values(obs)
 
     def _locate(self, error: Exception, obs: Observation, timestep: Timestep) -> None:
-        """Say which environment's observation the policy has no finite output for."""
+        """Raise an error that names the environment for whose observation the policy has no finite output."""
         check_finite("observation", obs, timestep)
         n_envs = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
         for env_id in range(n_envs):
@@ -94,15 +94,15 @@ class PolicySampler:
 
 
 def _refuses_numbers(error: Exception) -> bool:
-    """Whether it is what PyTorch's distributions say of NaN and infinity, with and without their checks of arguments."""
+    """Whether PyTorch's distributions raise this error for NaN and infinity, with or without their checks of arguments."""
     return "to satisfy the constraint" in str(error) or "probability tensor contains" in str(error)
 
 
 def of_space(obs: Observation, space: spaces.Space) -> Observation:
     """
-    :param obs: One observation, or one of several environments
+    :param obs: An observation, or the observations of several environments
     :param space: The observation space
-    :return: Without the keys that the space does not have, which no policy of SB3's takes
+    :return: The same without the keys that the space lacks, which no policy of SB3's takes
     """
     return {key: obs[key] for key in space.spaces} if isinstance(space, spaces.Dict) else obs
 
@@ -112,7 +112,7 @@ def to_environment(actions: np.ndarray, action_space: spaces.Space, policy: Acto
     :param actions: Actions as the policy draws them
     :param action_space: Action space of the environment
     :param policy: The policy
-    :return: As the environment takes them: SB3 samples Gaussians without bounds
+    :return: The actions that the environment takes: SB3 samples Gaussians without bounds
     """
     if not isinstance(action_space, spaces.Box):
         return actions
@@ -123,7 +123,7 @@ def to_environment(actions: np.ndarray, action_space: spaces.Space, policy: Acto
 
 def reset_noise(policy: ActorCriticPolicy, n_envs: int) -> None:
     """
-    :param policy: A policy with gSDE, which draws new matrices
+    :param policy: A policy with gSDE, which then draws new matrices
     :param n_envs: Number of environments
     """
     with th.no_grad():  # noise with a graph attached could not be copied

@@ -1,4 +1,4 @@
-"""What a policy carries besides its parameters' values, and how it is left as it was."""
+"""The state of a policy besides the values of its parameters, and how to leave it unchanged."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ MAX_COPIED = 24 * 2**20
 @contextmanager
 def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
     """
-    Without dropout and the like for a while, as when the policy acts.
+    Switch off dropout and the like for a while, as when the policy acts.
 
     :param policy: The policy, which is in its own mode again afterwards, errors or not
     """
@@ -33,8 +33,8 @@ def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
 @contextmanager
 def left_unchanged(policy: ActorCriticPolicy) -> Iterator[None]:
     """
-    Evaluate a policy as it acts (running averages of a batch normalization, no dropout: an episode's gradient must not
-    depend on the others, and nothing may be drawn or averaged), and restore whatever the evaluation leaves behind.
+    Evaluate a policy as it acts (with the running averages of batch normalization, without dropout: an episode's gradient
+    must not depend on the others, and nothing may be drawn or averaged), and undo the side effects of the evaluation.
 
     :param policy: The policy
     """
@@ -57,7 +57,7 @@ def left_unchanged(policy: ActorCriticPolicy) -> Iterator[None]:
 @contextmanager
 def kept_buffers(policy: ActorCriticPolicy) -> Iterator[None]:
     """
-    The statistics of batch normalization: a product with the Fisher information is no further look at the batch.
+    Keep the statistics of batch normalization: a product with the Fisher information must not count the batch again.
 
     :param policy: The policy
     """
@@ -71,7 +71,7 @@ def kept_buffers(policy: ActorCriticPolicy) -> Iterator[None]:
 
 def forget_graphs(policy: ActorCriticPolicy) -> None:
     """
-    SB3's distributions keep what they were made of last. With a graph attached they could be neither copied nor pickled.
+    SB3's distributions keep their last parameters. With a graph attached they could be neither copied nor pickled.
 
     :param policy: The policy
     """
@@ -92,7 +92,7 @@ def _without_graph(value: Any) -> Any:
 def detached(distribution: Distribution) -> Distribution:
     """
     :param distribution: A distribution
-    :return: A copy without graph; a second forward pass would be another distribution where there is dropout
+    :return: A copy without graph (with dropout, a second forward pass would give another distribution)
     """
     constant = copy.copy(distribution)
     for name, value in vars(distribution).items():
@@ -106,7 +106,7 @@ def detached(distribution: Distribution) -> Distribution:
 @contextmanager
 def all_or_nothing(policy: ActorCriticPolicy) -> Iterator[None]:
     """
-    Restore the weights and the state of the optimizer if the update inside does not come to its end.
+    Restore the weights and the state of the optimizer if the update inside fails.
 
     :param policy: The policy
     """
@@ -125,7 +125,7 @@ def all_or_nothing(policy: ActorCriticPolicy) -> Iterator[None]:
 @contextmanager
 def restored_on_error(tensors: Sequence[th.Tensor]) -> Iterator[None]:
     """
-    Restore tensors to what they are now if what is inside does not come to its end.
+    Restore the present values of tensors if the code inside fails.
 
     :param tensors: The tensors
     """
@@ -144,7 +144,7 @@ def restored_on_error(tensors: Sequence[th.Tensor]) -> Iterator[None]:
 
 
 def _write(tensor: th.Tensor, file: IO[bytes] | None) -> th.Tensor | None:
-    """A copy, unless it goes into the file."""
+    """Return a copy, or write it to the file."""
     if file is None or tensor.device.type != "cpu":
         return tensor.detach().clone()
     file.write(tensor.detach().contiguous().view(-1).view(th.uint8).numpy().data)

@@ -23,7 +23,7 @@ def draw(records: list[dict[str, float]], path: str | os.PathLike[str]) -> None:
 
     if not records:
         raise ValueError("`GradientMonitor.plot` needs at least one measurement, got none: no update was measured yet.")
-    # A figure of its own, without pyplot, leaves the user's backend and figures as they are
+    # A separate figure, without pyplot, does not change the user's backend and figures
     panels = [_plot_sizes, _plot_noise_scale, _plot_cosine]
     if any("gradient/variance_ratio_" in key for record in records for key in record):
         panels.append(_plot_ratios)
@@ -87,7 +87,7 @@ def _plot_ratios(axis: "Axes", records: list[dict[str, float]]) -> None:
     axis.set_xscale("log")
     for i, (mean, name) in enumerate(means):
         better = mean < 1.0
-        # Less variance is better only where the expectation is the same
+        # Less variance is better only if the expectation is the same
         other_returns = name.endswith(("_whole_episode", "_reward_to_go"))
         colour = "0.6" if other_returns else "#2e6fab" if better else "#c0392b"
         axis.plot([1.0, mean], [i, i], color=colour, linewidth=2, solid_capstyle="butt")

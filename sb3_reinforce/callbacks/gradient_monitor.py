@@ -48,21 +48,21 @@ _COLUMNS = (
 
 class GradientMonitor(BaseCallback):
     r"""
-    Shows how noisy the policy gradient of each update is, and what would make it less so. It changes nothing of the training.
+    Shows how noisy the policy gradient of each update is, and what would reduce the noise. It does not affect the training.
 
-    It looks at each batch between its collection and the update. The gradient estimate
-    :math:`\hat G = \sum_t \omega_t \nabla \log \pi(a_t|s_t)`, with the very weights :math:`\omega_t` of the update
+    It measures each batch between its collection and the update. The gradient estimate
+    :math:`\hat G = \sum_t \omega_t \nabla \log \pi(a_t|s_t)`, with the same weights :math:`\omega_t` as in the update
     (advantages as normalized, over the number of timesteps or episodes), is taken before the clipping, without the
-    entropy bonus, with respect to the actor's parameters. It is the sum of the batch's :math:`N` episodes' parts :math:`s_i`,
-    and its deviation from its expectation the mean of :math:`e_i = N (s_i - c_i \hat G)`. Here :math:`c_i` is
-    the share of the episode in what the sum is divided by: :math:`1/N` with ``average_over="episodes"``, so that :math:`e_i`
-    is then the deviation of :math:`g_i = N s_i` from the mean :math:`\hat G` of all :math:`g_i`; its share of the timesteps
-    with ``"timesteps"``; and with ``normalize_advantage`` the fluctuation of the standard deviation is taken into account
-    likewise (:mod:`sb3_reinforce.callbacks.noise`). Of the covariance :math:`\Sigma` of the :math:`e_i`, the covariance per
-    episode, it logs
+    entropy bonus, with respect to the actor's parameters. It is the sum of the parts :math:`s_i` of the batch's :math:`N`
+    episodes, and its deviation from its expectation is the mean of :math:`e_i = N (s_i - c_i \hat G)`. Here :math:`c_i` is
+    the share of the episode in the divisor of the sum: :math:`1/N` with ``average_over="episodes"``, so that :math:`e_i`
+    is the deviation of :math:`g_i = N s_i` from the mean :math:`\hat G` of all :math:`g_i`; its share of the timesteps
+    with ``"timesteps"``; with ``normalize_advantage`` the fluctuation of the standard deviation is taken into account
+    in the same way (:mod:`sb3_reinforce.callbacks.noise`). From the covariance :math:`\Sigma` of the :math:`e_i`, the
+    covariance per episode, it logs
 
-    - ``gradient/norm``: :math:`|\hat G|`, the norm of the estimate (``train/grad_norm`` where ``ent_coef`` is 0 and a
-      step is made);
+    - ``gradient/norm``: :math:`|\hat G|`, the norm of the estimate (equal to ``train/grad_norm`` if ``ent_coef`` is
+      0 and a step is made);
     - ``gradient/covariance_trace``: :math:`\operatorname{tr} \Sigma / N`, the trace of the covariance of the estimate,
       see :func:`sb3_reinforce.callbacks.noise.covariance_trace`; unbiased with ``average_over="episodes"`` and
       advantages that are not normalized, else up to terms of higher order in :math:`1/N`;
@@ -71,36 +71,36 @@ class GradientMonitor(BaseCallback):
       :math:`|\hat G|^2 - \operatorname{tr} \Sigma / N`;
     - ``gradient/noise_scale_episodes``: the gradient noise scale :math:`\operatorname{tr} \Sigma / |G|^2` (McCandlish et
       al., 2018, arXiv 1812.06162, eq. 2.9 and appendix A.1), the number of episodes per update at which noise and signal
-      are equal. With many fewer, twice the episodes are worth almost twice as much; with many more, almost nothing.
+      are equal. With far fewer, twice the episodes are worth nearly twice as much; with far more, they gain nearly nothing.
       ``gradient/noise_scale_timesteps``: the same in timesteps;
     - ``gradient/cosine``: the cosine between the gradients of the even and of the odd groups of episodes;
-    - ``gradient/variance_ratio_<baseline>`` with ``compare_baselines``: the trace of the covariance on this batch if it had
-      that baseline, over the present one. ``none``, ``mean``, ``leave_one_out``, ``linear``, and ``value`` where the
-      critic is trained; with ``_whole_episode`` (or ``_reward_to_go``) appended if the returns were of the kind that they
-      are not. Centred where the advantages are normalized, but all in the present
+    - ``gradient/variance_ratio_<baseline>`` with ``compare_baselines``: the trace of the covariance on this batch with
+      that baseline, divided by the present trace. ``none``, ``mean``, ``leave_one_out``, ``linear``, and ``value`` if the
+      critic is trained; with ``_whole_episode`` (or ``_reward_to_go``) appended for the other kind of returns. If the
+      advantages are normalized, those under other baselines are centred, but keep the present
       scale, so that the same gradient is compared with more or less noise. Reward-to-go and whole episodes
       have the same expectation only with ``gamma=1`` or ``discount_state_distribution=True``.
 
-    The ratios in ``snr`` and the noise scales are of averages, over the updates seen so far, of numerator and
-    denominator, each update weighing ``decay`` as much as the next one that was seen. They are not logged
+    In ``snr`` and the noise scales, numerator and denominator are averages over the measured updates so far, in which
+    each update weighs ``decay`` times as much as the next measured one. They are not logged
     while the average of the squared norm is not positive. A batch of fewer than two episodes is skipped.
 
-    The mean that the normalization subtracts and the other episodes in a baseline count as given; their fluctuation adds
-    terms smaller by a factor of the number of episodes. ``"leave_one_out"`` with reward-to-go is the exception where few
-    episodes are still running: there they share the noise of a baseline of one or two others, which is not seen (on
+    The mean that the normalization subtracts and the other episodes in a baseline are treated as fixed; their fluctuation adds
+    terms smaller by a factor of the number of episodes. ``"leave_one_out"`` with reward-to-go is the exception when few
+    episodes are still running: they then share the noise of a baseline of one or two others, which is not measured (on
     episodes of 1 to 5 steps, 20 per batch: 0.83 of the true variance). Dropout and batch normalization are evaluated as the
     policy acts, not as it trains. With ``complete_episodes=False``, also in a rollout buffer of SB3's own, the pieces of
-    episodes in the rollout take the part of the episodes, and there is nothing to compare.
+    episodes in the rollout replace the episodes, and no baselines are compared.
 
-    Among several workers it is called on rank 0, and measures the noise in that worker's part of each batch.
+    With several workers it is called on rank 0, and measures the noise in that worker's part of each batch.
 
     Cost of a call, on one core with 512 steps per environment and the default policy: 5 ms for CartPole with 1 environment
     (beside 27 ms for rollout and update), 20 ms with 8 (beside 121), 22 ms for LunarLander with 8 (beside 471). At
-    ``every_n_updates=10`` it takes 2 % of the time or less. With ``compare_baselines`` 17, 78 and 432 ms: 6 to 9 %.
+    ``every_n_updates=10`` it takes 2 % of the time or less. With ``compare_baselines`` it takes 17, 78 and 432 ms: 6 to 9 %.
 
-    :param every_n_updates: Measure at every this many updates, beginning with the first
+    :param every_n_updates: Measure one update out of this many, beginning with the first
     :param compare_baselines: Whether to compare the variance with that under other baselines
-    :param max_groups: With more episodes than that, groups of them take their place: cheaper, and noisier
+    :param max_groups: With more episodes than this, groups of episodes replace them: cheaper, and noisier
     :param decay: Weight of a measurement relative to the next one in the averages, in (0, 1]; 1: the mean of all
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :raises ValueError: If an argument makes no sense, or the model is not a REINFORCE
@@ -152,7 +152,7 @@ class GradientMonitor(BaseCallback):
         assert isinstance(self.model, REINFORCE)
         batch = coming_batch(self.model)
         episodes = batch.episodes
-        if episodes is None or len(episodes) < 2:  # it is not known if a user's buffer leaves timesteps out
+        if episodes is None or len(episodes) < 2:  # `None` if a user's buffer may leave timesteps out
             return
         weightings = {"": present_weighting(self.model, batch), **self._alternatives(self.model, batch)}
         groups, sizes = divide(episodes, self.max_groups)
@@ -169,7 +169,7 @@ class GradientMonitor(BaseCallback):
             self._record(episodes, dict(zip(weightings, noises, strict=True)))
 
     def _alternatives(self, model: REINFORCE, batch: Batch) -> dict[str, "Weighting"]:
-        """The weightings that the update would have under other baselines, by the names of these."""
+        """The weightings that the update would have under other baselines, by the baselines' names."""
         buffer = model.rollout_buffer
         if not (self.compare_baselines and model.complete_episodes and isinstance(buffer, EpisodeRolloutBuffer)):
             return {}
@@ -217,10 +217,10 @@ class GradientMonitor(BaseCallback):
 
     def summary(self) -> "DataFrame":
         """
-        All measurements so far, those of earlier calls of ``learn`` included.
+        All measurements so far, including those of earlier calls of ``learn``.
 
-        :return: A row for each measured update, with the columns that it was logged under, and
-            ``gradient/squared_norm``: the unbiased estimate of :math:`|G|^2` from this update alone, which may be negative.
+        :return: A row for each measured update, with the columns that were logged, and
+            ``gradient/squared_norm``: the unbiased estimate of :math:`|G|^2` from this update only, which may be negative.
             NaN where nothing was logged
         :raises ImportError: If pandas is not installed
         """
@@ -246,7 +246,7 @@ class GradientMonitor(BaseCallback):
 
 
 class RunningAverages:
-    """Exponential moving averages of what the noise scale is a ratio of; a common factor would cancel, and is left out."""
+    """Exponential moving averages of the terms of the noise scale, without a common factor, which would cancel."""
 
     def __init__(self) -> None:
         self.squared_norm = self.covariance_trace = self.episode_trace = self.n_episodes = self.n_timesteps = 0.0
@@ -271,8 +271,8 @@ class RunningAverages:
     def ratios(self) -> dict[str, float]:
         r"""
         :return: The signal-to-noise ratio :math:`|G|^2 / (\operatorname{tr} \Sigma / N)`, and the noise scale
-            :math:`\operatorname{tr} \Sigma / |G|^2` in episodes and (times their mean length) in timesteps. Nothing
-            where :math:`|G|^2` or the noise is not positive
+            :math:`\operatorname{tr} \Sigma / |G|^2` in episodes and (times their mean length) in timesteps. Empty
+            if :math:`|G|^2` or the noise is not positive
         """
         if not (self.squared_norm > 0.0 and self.covariance_trace > 0.0):
             return {}
@@ -298,7 +298,7 @@ class Weighting(NamedTuple):
 
 def coming_batch(model: REINFORCE) -> Batch:
     """
-    Read the batch of the coming update off a model, which keeps everything as it is.
+    Read the batch of the coming update from a model, without changing the model.
 
     :param model: A model that has just collected a rollout
     :return: The batch, episode by episode (in a rollout buffer of SB3's own: by pieces of episodes)
@@ -314,7 +314,7 @@ def _comparable_baselines(model: REINFORCE) -> dict[str | None, Baseline]:
         found["linear"].check(model.env, get_flattened_obs_dim(model.observation_space))
     except ValueError:  # its observations are too large
         del found["linear"]
-    # A critic that is not trained would say nothing, and TD(lambda) targets are no returns
+    # An untrained critic tells nothing, and TD(lambda) targets are not returns
     if not model.uses_critic or model.gae_lambda < 1.0:
         del found["value"]
     return found
@@ -324,9 +324,9 @@ def present_weighting(model: REINFORCE, batch: Batch) -> Weighting:
     """
     :param model: A model
     :param batch: Its batch, with episodes
-    :return: How the coming update weighs it
+    :return: The weighting in the coming update
     """
-    # Among several workers it is rank 0 alone that measures
+    # With several workers only rank 0 measures
     return Weighting(model.weights(batch, ALONE), _shares(model, batch.advantages.cpu().numpy(), batch.episodes))
 
 

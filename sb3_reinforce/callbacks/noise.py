@@ -1,23 +1,23 @@
 r"""
-The noise of the gradient estimate, from the gradients of single episodes or of groups of them.
+The noise of the gradient estimate, from the gradients of single episodes or of groups of episodes.
 
 The estimate of a batch is a sum over its timesteps, hence over its :math:`N` episodes, or over groups :math:`k` of
-:math:`n_k` of them:
+:math:`n_k` episodes:
 
 .. math::
     \hat G = \sum_t \omega_t \nabla \log \pi(a_t | s_t) = \sum_k s_k, \qquad \omega_t = w_t A_t / Z.
 
-Were :math:`Z` and the scale of the advantages given, :math:`\hat G` would be the mean of independent :math:`g_i = N s_i`, one
-for each episode. But with the episodes the number of timesteps fluctuates too, and the standard deviation that the
-advantages are divided by, and the estimate is their ratio: an episode with large gradients also enlarges what the sum is
-divided by. To first order in :math:`1/N` (the variance of a ratio estimator: Cochran, 1977, "Sampling Techniques", sec. 6.3),
+If :math:`Z` and the scale of the advantages were fixed, :math:`\hat G` would be the mean of independent :math:`g_i = N s_i`,
+one for each episode. But the number of timesteps, and the standard deviation that divides the advantages, also fluctuate with
+the episodes. The estimate is thus a ratio: an episode with large gradients also enlarges the divisor.
+To first order in :math:`1/N` (the variance of a ratio estimator: Cochran, 1977, "Sampling Techniques", sec. 6.3),
 the deviation of :math:`\hat G` is the mean of
 
 .. math:: e_i = N (s_i - c_i \hat G), \qquad \sum_i c_i = 1,
 
 where :math:`c_i` is the share of the episode in the divisor, so that :math:`\operatorname{Cov}(\hat G) = \Sigma / N` with
 :math:`\Sigma` the covariance of the :math:`e_i`. An average over episodes without normalization has :math:`c_i = 1/N`: there,
-:math:`e_i = g_i - \hat G` and nothing is approximate.
+:math:`e_i = g_i - \hat G`, without approximation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,14 +35,14 @@ from sb3_reinforce.monte_carlo.episodes import Episodes
 
 def divisor_shares(advantages: np.ndarray, episodes: Episodes, average_over: str, normalize_advantage: bool) -> np.ndarray:
     r"""
-    By how much each timestep enlarges what the estimate is divided by, :math:`c_t = \partial \log (Z \sigma) / \partial t` in
-    the sense that they sum to 1: each timestep (or each episode) adds :math:`1/Z` to :math:`\log Z`, and one with the
+    By how much each timestep enlarges the divisor of the estimate, :math:`c_t = \partial \log (Z \sigma) / \partial t` in
+    the sense that they sum to 1: each timestep (or each episode) adds :math:`1/Z` to :math:`\log Z`, and a timestep with the
     normalized advantage :math:`\tilde A_t` adds :math:`(\tilde A_t^2 - 1) / 2T` to :math:`\log \sigma`.
 
     :param advantages: Advantages, normalized or not, shape ``(n_timesteps,)``
     :param episodes: How the timesteps divide into episodes
-    :param average_over: What the estimate is divided by, the number of ``"timesteps"`` or of ``"episodes"``
-    :param normalize_advantage: Whether it is divided by the standard deviation of the advantages, too
+    :param average_over: The divisor of the estimate, the number of ``"timesteps"`` or of ``"episodes"``
+    :param normalize_advantage: Whether it is also divided by the standard deviation of the advantages
     :return: Shape ``(n_timesteps,)``, float64
     """
     n_timesteps = episodes.n_timesteps
@@ -67,7 +67,7 @@ def covariance_trace(
         + |\hat G|^2 \sum_k \frac{c_k^2}{n_k} \Big).
 
     With :math:`c_k = n_k / N` this is the mean square between groups over :math:`N`, unbiased for any sizes of the groups: for
-    groups of one episode the sample covariance with :math:`N - 1` in the denominator, and for groups of equal size
+    groups of one episode it is the sample covariance with :math:`N - 1` in the denominator, and for groups of equal size
     :math:`\mathcal{S} / N` of McCandlish et al. (2018, arXiv 1812.06162), appendix A.1.
 
     :param squared_parts: :math:`|s_k|^2`, shape ``(n_groups,)``, at least two
@@ -81,7 +81,7 @@ def covariance_trace(
     if len(sizes) < 2:
         raise ValueError(f"A covariance needs at least two groups of episodes, got {len(sizes)}.")
     squares = np.sum(squared_parts / sizes) - 2.0 * cross + squared_norm * np.sum(shares**2 / sizes)
-    # Parts that are all alike leave a rounding error of either sign
+    # If all parts are alike, a rounding error of either sign is left
     return float(np.sum(sizes) * max(squares, 0.0) / (len(sizes) - 1))
 
 
@@ -89,7 +89,7 @@ class EstimateNoise(NamedTuple):
     r"""
     How noisy the gradient estimate of a batch is.
 
-    :param squared_norm: :math:`|\hat G|^2` of the estimate itself; less the trace, it estimates :math:`|G|^2` without bias
+    :param squared_norm: :math:`|\hat G|^2` of the estimate itself; minus the trace, it estimates :math:`|G|^2` without bias
         (:math:`|\mathcal{G}|^2` of McCandlish et al., 2018, arXiv 1812.06162, appendix A.1)
     :param covariance_trace: Trace of the covariance of the estimate
     :param cosine: Cosine between the gradients of the even and of the odd groups; ``None`` if one of them is zero
@@ -110,7 +110,7 @@ def measure_noise(
     parameters: Sequence[th.nn.Parameter],
 ) -> list[EstimateNoise]:
     """
-    The noise of several estimates, which weigh the same timesteps differently. No more than four gradients per weighting
+    The noise of several estimates, which weigh the same timesteps differently. At most four gradients per weighting
     are in memory at a time.
 
     :param actor_critic: The policy
@@ -145,17 +145,17 @@ def measure_noise(
 
 
 def _products(a: th.Tensor, b: th.Tensor) -> np.ndarray:
-    """Scalar products of the rows, in float64 (which not every device has) without a copy of the whole in it."""
+    """Scalar products of the rows, in float64 (which not every device has), without a float64 copy of the tensors."""
     return np.array([th.sum((x * y).cpu(), dtype=th.float64).item() for x, y in zip(a, b, strict=True)])
 
 
 def divide(episodes: Episodes, max_groups: int) -> tuple[list[slice], np.ndarray]:
     """
-    Divide the episodes, in their order, into groups of nearly equal numbers.
+    Divide the episodes, in their order, into groups with nearly equal numbers of episodes.
 
     :param episodes: The episodes of a rollout
-    :param max_groups: The largest number of groups; with fewer episodes than that, each is a group of its own
-    :return: The timesteps of each group, and how many episodes it holds, shape ``(n_groups,)``
+    :param max_groups: The largest number of groups; with fewer episodes, each is a group of its own
+    :return: The timesteps of each group, and its number of episodes, shape ``(n_groups,)``
     """
     n_episodes = len(episodes.lengths)
     n_groups = min(max_groups, n_episodes)
@@ -175,11 +175,11 @@ def group_gradients(
     The parts :math:`s_k = \sum_{t \in k} \omega_t \nabla \log \pi(a_t|s_t)` of an estimate, for several weightings of the
     same timesteps at once.
 
-    One forward pass per group, and one backward pass per weighting over that group alone: each timestep is visited as
-    often as in a single gradient of the whole batch, and it is exact for any policy. (Batched backward passes over the
+    One forward pass per group, and one backward pass per weighting over only that group: each timestep is visited as
+    often as in a single gradient of the whole batch, and the result is exact for any policy. (Batched backward passes over the
     whole batch do the work of all groups for each of them, and took 1 to 50 times as long. ``torch.func.vmap`` over padded
-    groups took 0.2 to 1 times as long for a small MLP and one to eight weightings, but cannot evaluate SB3's policies as they
-    are.) Nothing of the policy changes.
+    groups took 0.2 to 1 times as long for a small MLP and one to eight weightings, but cannot evaluate SB3's policies
+    unchanged.) The policy does not change.
 
     :param actor_critic: The policy
     :param batch: The batch
@@ -205,7 +205,7 @@ def _gradients(
     for piece in actor_critic.pieces(batch):
         log_probs, _ = actor_critic.act(piece)
         for i in range(n_weightings):
-            # `grad` returns the gradients and leaves those that the parameters carry as they are
+            # `grad` returns the gradients and does not change those stored in the parameters
             gradients = th.autograd.grad(
                 log_probs,
                 parameters,

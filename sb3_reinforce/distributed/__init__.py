@@ -2,8 +2,8 @@
 Data-parallel training on ``torch.distributed``: several workers, each with environments of its own, learn one model.
 
 ``torchrun --nproc-per-node=4 train.py`` starts a script several times; ``learn`` finds the other workers through the variables
-that torchrun sets. Every worker plays whole episodes. What travels are sums, and the counts that they are divided by, so that
-an update is the one that a single process would have made of all the workers' episodes.
+that torchrun sets. Every worker plays whole episodes. The workers exchange sums, and the counts that divide them, so that
+an update is the same as that of a single process from all the workers' episodes.
 """
 
 from sb3_reinforce.distributed.moments import Moments

@@ -1,4 +1,4 @@
-"""Mean and deviation of numbers that several workers have."""
+"""Mean and deviation of numbers that are spread over several workers."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ class Moments(NamedTuple):
     """
     Number, mean and sum of squared deviations of a set of numbers.
 
-    :param n: How many
+    :param n: Number of numbers
     :param mean: Their mean
     :param deviation: Sum of the squared deviations from it
     """
@@ -35,7 +35,7 @@ class Moments(NamedTuple):
     def since(self, before: "Moments") -> "Moments":
         """
         :param before: The moments of a part of the set
-        :return: Those of the rest
+        :return: The moments of the rest
         """
         count = self.n - before.n
         if count <= 0:

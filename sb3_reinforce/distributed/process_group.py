@@ -12,17 +12,17 @@ import torch.distributed as dist
 
 #: Key of the job's store under which the first worker to fail leaves its error
 _FAILURE = "failure"
-#: Key of the number of workers that have read it
+#: Key of the number of workers that have read this error
 _READ = "read"
-#: Time that the worker with the store gives the others to read it, in seconds
+#: Time that the worker with the store gives the others to read the error, in seconds
 _PATIENCE = 5.0
 
 
 class WorkerLostError(RuntimeError):
     """
-    Another worker of the job has failed, or has gone.
+    Another worker of the job has failed or left.
 
-    :param message: What is known of it
+    :param message: What is known about it
     """
 
     def __init__(self, message: str):
@@ -32,13 +32,13 @@ class WorkerLostError(RuntimeError):
 @dataclass
 class _Job:
     """
-    What this process knows of its job.
+    What this process knows about its job.
 
-    :param store: Where the workers meet; ``None`` before the first meeting
+    :param store: The store through which the workers meet; ``None`` before the first meeting
     :param rank: This process's rank
     :param size: The number of workers
     :param n_groups: How many process groups have been joined
-    :param generation: How often the workers have parted after a failure: they meet again under another name
+    :param generation: How often the group was left: the workers meet again under another name
     """
 
     store: "dist.Store | None" = None
@@ -65,7 +65,7 @@ def n_launched() -> int:
 def local_device(device: th.device | str) -> th.device | str:
     """
     :param device: Argument of the constructor
-    :return: Among several workers on a machine with GPUs, one GPU for each
+    :return: The device to use: with several workers on a machine with GPUs, one GPU for each worker
     """
     if n_launched() == 1 or str(device) not in ("auto", "cuda") or not th.cuda.is_available():
         return device
@@ -81,8 +81,8 @@ def is_together() -> bool:
 
 def join_group(device: th.device) -> tuple[int, int]:
     """
-    Join the other workers, by ``torch.distributed`` with gloo, and NCCL between GPUs. A process group that exists
-    already (one with another time-out, say) is used as it is.
+    Join the other workers, through ``torch.distributed`` with gloo, and NCCL between GPUs. A process group that exists
+    already (with another time-out, say) is used unchanged.
 
     :param device: Device of the model
     :return: Rank of this process, and the number of workers
@@ -94,12 +94,12 @@ def join_group(device: th.device) -> tuple[int, int]:
             th.cuda.set_device(device)
         if _job.store is None:
             _job.store, _job.rank, _job.size = next(dist.rendezvous("env://"))
-            # Else gloo's threads may meet the end of the interpreter, and abort the process
+            # Else gloo's threads may outlast the interpreter, and abort the process
             atexit.register(leave_group)
         with lost_workers_named():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if own_gpu else "gloo",
-                # Never a name again, under which the store has the addresses of a group that was left
+                # Never reuse a name: under it the store still has the addresses of a group that was left
                 store=dist.PrefixStore(f"sb3_reinforce/group/{_job.generation}/{_job.n_groups}", _job.store),
                 rank=_job.rank,
                 world_size=_job.size,
@@ -112,7 +112,7 @@ def join_group(device: th.device) -> tuple[int, int]:
 
 
 def leave_group() -> None:
-    """Close the connections, which wakes those that wait for this process."""
+    """Close the connections, which wakes the workers that wait for this process."""
     _job.generation += 1
     if is_together():
         dist.destroy_process_group()
@@ -121,7 +121,7 @@ def leave_group() -> None:
 @contextmanager
 def lost_workers_named() -> Iterator[None]:
     """
-    For what waits for other workers.
+    Wraps code that waits for other workers.
 
     :raises WorkerLostError: If the connection to one of them is lost
     """
@@ -137,11 +137,11 @@ def lost_workers_named() -> Iterator[None]:
 
 def fail(rank: int, size: int, error: BaseException) -> None:
     """
-    If one worker fails, all do: it leaves its error in the job's store and the group.
+    If one worker fails, all do: the worker writes its error to the job's store, and leaves the group.
 
     :param rank: This worker
     :param size: The number of workers
-    :param error: What it has failed with
+    :param error: This worker's error
     :raises WorkerLostError: If another worker failed before it, with that worker's error
     """
     lost = isinstance(error, WorkerLostError)
@@ -150,7 +150,7 @@ def fail(rank: int, size: int, error: BaseException) -> None:
     store = _messages()
     leave_group()
     if hosts_store and store is not None and not lost:
-        # The message goes with this process: leave the others some time to read it
+        # The message ends with this process: give the others some time to read it
         deadline = time.monotonic() + _PATIENCE
         while store.add(_READ, 0) < size - 1 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -159,7 +159,7 @@ def fail(rank: int, size: int, error: BaseException) -> None:
 
 
 def _messages() -> "dist.Store | None":
-    """Where the workers leave messages that do not need everybody's presence."""
+    """The store for messages that workers can read and write without waiting for the others."""
     try:
         store = _job.store if _job.store is not None else dist.distributed_c10d._get_default_store()
     except (RuntimeError, ValueError):
@@ -169,9 +169,9 @@ def _messages() -> "dist.Store | None":
 
 def _first_failure(own: str | None) -> str | None:
     """
-    The message of the first worker that failed, by way of the job's store.
+    The message of the first worker that failed, through the job's store.
 
-    :param own: What to leave there if this worker is the first
+    :param own: The message to leave there if this worker is the first
     """
     store = _messages()
     try:
@@ -181,6 +181,6 @@ def _first_failure(own: str | None) -> str | None:
             return message
         if store is not None and own is not None:
             store.set(_FAILURE, own)
-    except RuntimeError:  # the store went with its process
+    except RuntimeError:  # the store has ended with its process
         pass
     return own

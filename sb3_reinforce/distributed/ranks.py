@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-#: SB3's callbacks that write, print or evaluate: once per job is enough
+#: SB3's callbacks that write, print or evaluate, for which once per job is enough
 _RANK_0_CALLBACKS = (EvalCallback, CheckpointCallback, ProgressBarCallback, LogEveryNTimesteps)
 
 
@@ -28,7 +28,7 @@ def callbacks_of(rank: int, callback: MaybeCallback, progress_bar: bool) -> list
     :param rank: The worker
     :param callback: Argument of ``learn``
     :param progress_bar: Argument of ``learn``
-    :return: Its callbacks
+    :return: The worker's callbacks
     """
     callbacks: list[Any] = callback if isinstance(callback, list) else [callback] if callback is not None else []
     if progress_bar:
@@ -75,13 +75,13 @@ class WithoutRolloutEnd:
         return getattr(self._callback, name)
 
     def on_rollout_end(self) -> None:
-        """Nothing yet."""
+        """Does nothing yet."""
 
 
 def count_again(callback: BaseCallback, num_timesteps: int) -> None:
     """
-    :param callback: A callback, which counts the timesteps itself
-    :param num_timesteps: Their number with those of the other workers
+    :param callback: A callback, which has counted its own worker's timesteps
+    :param num_timesteps: The number of timesteps of all workers
     """
     callback.num_timesteps = num_timesteps
     child = getattr(callback, "callback", None)
@@ -90,7 +90,7 @@ def count_again(callback: BaseCallback, num_timesteps: int) -> None:
 
 
 class GlobalProgressBar(ProgressBarCallback):
-    """SB3's progress bar for several workers: it moves with the rollouts, when their steps are counted together."""
+    """SB3's progress bar for several workers: it advances after each rollout, when the steps of all workers are counted."""
 
     def _on_step(self) -> bool:
         return True

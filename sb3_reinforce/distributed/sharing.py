@@ -1,4 +1,4 @@
-"""What the workers of a job tell each other, and what must be the same for all of them."""
+"""The data that the workers of a job exchange, and the settings that must be the same for all of them."""
 
 import zlib
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from sb3_reinforce.arguments import constructor_arguments
 from sb3_reinforce.distributed.moments import Moments
 
-#: Arguments of which each worker may have its own
+#: Arguments that may differ between workers
 _OWN_ARGUMENTS = {"n_steps", "seed", "verbose", "stats_window_size", "tensorboard_log"}
 
 
 class Report(NamedTuple):
     """
-    What a worker tells the others of its rollout.
+    A worker's report of its rollout to the others.
 
-    :param goes_on: ``False``: a callback has stopped it
+    :param goes_on: ``False``: a callback has stopped the worker
     :param n_played: Steps of its environments
     :param n_timesteps: Recorded timesteps
     :param n_episodes: Recorded episodes
     :param cut: Whether an episode was cut at the horizon
-    :param cuts_expected: Whether that was to be expected
-    :param infos: The ``info`` of the finished ones, as far as it is logged
+    :param cuts_expected: Whether a cut was expected
+    :param infos: The ``info`` of the finished episodes, as far as it is logged
     """
 
     goes_on: bool
@@ -43,9 +43,9 @@ class Report(NamedTuple):
     def of_all(cls, reports: Sequence["Report"]) -> "Report":
         """
         :param reports: The report of each worker
-        :return: What they have played together; the rollout goes on if all of them do
+        :return: Their joint report; training goes on if it does for all workers
         """
-        # In turn, so that a window over the last ones has some of each worker
+        # In turn, so that a window over the last episodes has some from each worker
         in_turn = chain.from_iterable(zip_longest(*(each.infos for each in reports)))
         return cls(
             all(each.goes_on for each in reports),
@@ -61,12 +61,12 @@ class Report(NamedTuple):
 def comparable_arguments(model: OnPolicyAlgorithm) -> dict[str, Any]:
     """
     :param model: A model
-    :return: The arguments of its constructor that must be the same for all workers, as far as they can be compared, and what
-        its policy is made of
+    :return: The arguments of its constructor that must be the same for all workers, as far as they can be compared, and the
+        structure of its policy
     """
     names = constructor_arguments(type(model)) - _OWN_ARGUMENTS
     found = {name: getattr(model, name, None) for name in sorted(names)}
-    # What has no value that could be compared has a class
+    # These values cannot be compared, but their classes can
     strategies = {"policy_step_class": getattr(model, "policy_step_class", None)}
     if not isinstance(found.get("baseline"), str | None):
         strategies["baseline"] = type(found["baseline"])
@@ -113,7 +113,7 @@ def normalizers(env: VecEnv | None) -> list[RunningMeanStd]:
 def moments_of(normalizer: RunningMeanStd) -> Moments:
     """
     :param normalizer: Statistics
-    :return: The same as moments
+    :return: The moments that they describe
     """
     return Moments(normalizer.count, normalizer.mean, normalizer.var * normalizer.count)
 
@@ -121,7 +121,7 @@ def moments_of(normalizer: RunningMeanStd) -> Moments:
 def set_moments(normalizer: RunningMeanStd, moments: Moments) -> None:
     """
     :param normalizer: Statistics, which are replaced
-    :param moments: What they become
+    :param moments: The new moments
     """
     normalizer.count, normalizer.mean = moments.n, moments.mean
     normalizer.var = moments.deviation / moments.n

@@ -1,4 +1,4 @@
-"""The workers that train one model, as one of them sees them: a process that is alone, or one of a group."""
+"""The workers that train one model, from the view of one of them: a process alone, or one of a group."""
 
 import io
 import pathlib
@@ -37,7 +37,7 @@ Path = str | pathlib.Path | io.BufferedIOBase
 
 #: Sums of at most this many bytes go along a tree of workers, larger ones around a ring
 MAX_TREE_BYTES = 2**18
-#: Models without a seed are told apart by their number
+#: Numbers that distinguish models without a seed
 _n_unseeded = count()
 
 
@@ -50,7 +50,7 @@ class Alone:
     def joined(self, device: th.device) -> "Alone":
         """
         :param device: Device of the model
-        :return: The workers to learn with: those that torchrun has started beside this process
+        :return: The workers to learn with, which torchrun has started
         """
         return Group(*process_group.join_group(device)) if process_group.n_launched() > 1 else ALONE
 
@@ -58,7 +58,7 @@ class Alone:
         """
         If one worker fails, all do.
 
-        :param error: What this worker has failed with
+        :param error: This worker's error
         :raises WorkerLostError: If another worker failed before it, with that worker's error
         """
 
@@ -67,13 +67,13 @@ class Alone:
     def gather(self, item: T) -> list[T]:
         """
         :param item: Anything that can be pickled
-        :return: That of each worker
+        :return: The items of all workers
         """
         return [item]
 
     def add_up(self, tensors: Sequence[th.Tensor]) -> None:
         """
-        Sum tensors over the workers, in place; to the last bit the same everywhere.
+        Sum tensors over the workers, in place. The sums are the same everywhere, to the last bit.
 
         :param tensors: Tensors of one type and on one device, of the same shapes on every worker
         """
@@ -81,15 +81,15 @@ class Alone:
     def add_up_with(self, tensors: Sequence[th.Tensor], numbers: Sequence[float]) -> list[float]:
         """
         :param tensors: See :meth:`add_up`
-        :param numbers: Numbers, which travel with them
+        :param numbers: Numbers that are summed in the same message
         :return: The sums of the numbers
         """
         return list(numbers)
 
     def union(self, items: Sequence[T], *subsets: set[T]) -> list[set[T]]:
         """
-        :param items: What every worker has, in the same order
-        :param subsets: This worker's subsets of it
+        :param items: Items that every worker has, in the same order
+        :param subsets: This worker's subsets of them
         :return: The unions of the subsets of all workers
         """
         return list(subsets)
@@ -117,34 +117,34 @@ class Alone:
     def normalized(self, numbers: th.Tensor) -> th.Tensor:
         """
         :param numbers: Numbers, shape ``(n,)``
-        :return: Less their mean, in units of their standard deviation; a single one is left as it is
+        :return: The numbers minus their mean, divided by their standard deviation; a single number stays unchanged
         """
         return (numbers - numbers.mean()) / (numbers.std() + 1e-8) if len(numbers) > 1 else numbers
 
     def explained_variance(self, predictions: np.ndarray, targets: np.ndarray) -> float:
         """
         :param predictions: Predictions, shape ``(n,)``
-        :param targets: What they are of, shape ``(n,)``
-        :return: The share of the variance of the targets that they explain
+        :param targets: The true values, shape ``(n,)``
+        :return: The share of the variance of the targets that the predictions explain
         """
         return float(explained_variance(predictions, targets))
 
     def totals(self, n_timesteps: int, n_episodes: int) -> tuple[int, int]:
         """
         :param n_timesteps: Timesteps of this worker in the last rollout
-        :param n_episodes: Its episodes
-        :return: Those of all workers
+        :param n_episodes: Episodes of this worker
+        :return: Timesteps and episodes of all workers
         """
         return n_timesteps, n_episodes
 
     def minibatches(self, n_timesteps: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
         """
-        One pass over all the workers' timesteps in random order, in minibatches of (almost) equal size, as many as one
-        process would need.
+        One pass over all the workers' timesteps in random order, in minibatches of (almost) equal size. Their number is the
+        same as in a single process.
 
         :param n_timesteps: Timesteps of this worker in the last rollout
         :param batch_size: The largest size of a minibatch of all workers together
-        :return: For each minibatch the rows of it that are this worker's, and the number of all its rows
+        :return: For each minibatch the rows of this worker, and the number of rows of all workers
         """
         rows = np.random.permutation(n_timesteps)
         return ((part, len(part)) for part in np.array_split(rows, -(-n_timesteps // batch_size)))
@@ -163,20 +163,20 @@ class Alone:
 
     def share_rollout(self, model: OnPolicyAlgorithm, callback: BaseCallback, report: Report) -> Report:
         """
-        The end of a rollout: tell the others of it, merge the normalizers' statistics, and make sure that all still have the
-        same weights (processors of another kind may round differently).
+        End a rollout: report it to the others, merge the normalizers' statistics, and make sure that all still have the same
+        weights (different kinds of processors may round differently).
 
         :param model: The model
         :param callback: Its callback
         :param report: This worker's rollout
-        :return: What the workers have played together
+        :return: The joint report of all workers
         :raises ValueError: If the workers do not train the same parameters
         """
         return report
 
     def share_buffers(self, policy: ActorCriticPolicy) -> None:
         """
-        What a policy gathers while it trains, like the statistics of batch normalization, is taken over from rank 0.
+        Take over from rank 0 what a policy gathers while it trains, like the statistics of batch normalization.
 
         :param policy: The policy
         """
@@ -187,7 +187,7 @@ class Alone:
         """
         :param callback: Argument of ``learn``
         :param progress_bar: Argument of ``learn``
-        :return: The part of them that this worker has
+        :return: The callbacks that this worker calls, and whether SB3 shows its progress bar
         """
         return callback, progress_bar
 
@@ -195,26 +195,26 @@ class Alone:
         """
         :param infos: The infos of a step
         :param dones: Which episodes have ended with it
-        :return: What of them is logged already, before the end of the rollout
+        :return: The part of them that is logged at once, before the end of the rollout
         """
         return infos, dones
 
     def postponed(self, callback: BaseCallback) -> BaseCallback:
         """
         :param callback: A callback
-        :return: One whose rollouts do not end before :meth:`end_rollout`
+        :return: A callback whose rollouts do not end before :meth:`end_rollout`
         """
         return callback
 
     def end_rollout(self, callback: BaseCallback) -> None:
         """
-        :param callback: A callback whose rollout's end was postponed
+        :param callback: A callback that waits for the end of its rollout
         """
 
     def whole_file(self, path: Path) -> AbstractContextManager[Path]:
         """
-        :param path: Where a model is to be saved
-        :return: Where to write it meanwhile
+        :param path: The path to save a model to
+        :return: The path to write it to in the meantime
         """
         return nullcontext(path)
 
@@ -223,8 +223,8 @@ class Group(Alone):
     """
     One of several workers that train a model together.
 
-    :param rank: Which of them this process is
-    :param size: How many there are
+    :param rank: The index of this worker
+    :param size: The number of workers
     """
 
     def __init__(self, rank: int, size: int):
@@ -237,11 +237,11 @@ class Group(Alone):
         self._n_episodes = 0
         self._n_seeds = 0
         self._normalizers: list[tuple[RunningMeanStd, Moments]] = []
-        # Of the present rollout's episodes, for the other workers
+        # From the present rollout's episodes, for the other workers
         self._infos: list[dict[str, Any]] = []
 
     def joined(self, device: th.device) -> Alone:
-        # The group may have been left, or the model may have come here from another process
+        # This process may have left the group, or the model may come from another process
         return self if process_group.is_together() else super().joined(device)
 
     def fail(self, error: BaseException) -> None:
@@ -281,7 +281,7 @@ class Group(Alone):
     def _add_up_along_tree(self, numbers: th.Tensor) -> None:
         """
         Sum along a binomial tree with rank 0 at its root, and pass the sum back down. For the few numbers of a small network
-        over gloo a tenth of the time of ``all_reduce``, which is made for many.
+        over gloo, this takes a tenth of the time of ``all_reduce``, which is made for many.
         """
         received = th.empty_like(numbers)
         children, distance = [], 1
@@ -323,7 +323,7 @@ class Group(Alone):
         n_total, offset = sum(self.n_timesteps), sum(self.n_timesteps[: self.rank])
         n_parts = -(-n_total // batch_size)
         rows = np.random.permutation(n_timesteps)
-        # Dealt out in turn, going on with the part at which the worker before has ended
+        # The rows are dealt out in turn, starting with the part after the last one of the worker before
         for i in range(n_parts):
             yield rows[(i - offset) % n_parts :: n_parts], n_total // n_parts + (i < n_total % n_parts)
 
@@ -347,15 +347,15 @@ class Group(Alone):
         model._seeded_env = model.env  # type: ignore[attr-defined]
         if self.rank > 0:
             model.set_random_seed(seed)
-            model._last_obs = None  # what was reset before has another seed
+            model._last_obs = None  # the present episodes have another seed
 
     def seed(self, seed: int | None) -> int | None:
         """
-        A seed for each worker, so that no two play the same episodes.
+        A seed for each worker, so that no two workers play the same episodes.
 
         :param seed: The user's seed
-        :return: For rank 0 that one; for the others one that is derived from it and the rank (without one, from the seed that
-            PyTorch has on rank 0)
+        :return: For rank 0 the user's seed; for the others a seed that is derived from it and the rank (without one, from
+            PyTorch's seed on rank 0)
         """
         self._n_seeds += 1
         base = self._from_rank_0(th.initial_seed() + next(_n_unseeded) if seed is None else seed)
@@ -407,7 +407,7 @@ class Group(Alone):
         return ranks.callbacks_of(self.rank, callback, progress_bar), False
 
     def logged_at_once(self, infos: Infos, dones: np.ndarray | None) -> tuple[Infos, np.ndarray | None]:
-        # Nothing: at the end of the rollout those of all workers take their places in turn
+        # Nothing yet: at the end of the rollout the infos of all workers are logged in turn
         for info, done in zip(infos, dones, strict=True):  # type: ignore[arg-type]
             kept: dict[str, Any] = {
                 key: info[key] for key in ("episode", "is_success") if key in info and (done or key == "episode")
@@ -423,8 +423,8 @@ class Group(Alone):
 
     @contextmanager
     def whole_file(self, path: Path) -> Iterator[Path]:
-        # A script that several workers run saves to one path several times at once: each writes a file of its own, which then
-        # takes the place as a whole
+        # In a script that several workers run, all save to the same path at once: each writes a file of its own, which then
+        # replaces the target as a whole
         if isinstance(path, io.BufferedIOBase):
             yield path
             return

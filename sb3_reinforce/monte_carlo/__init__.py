@@ -1,1 +1,1 @@
-"""What a rollout was worth: returns and baselines, in NumPy alone."""
+"""Returns and baselines of a rollout, only in NumPy."""

@@ -1,9 +1,9 @@
 """
-Baselines: what is subtracted from the returns to lower the variance of the gradient estimate.
+Baselines, which are subtracted from the returns to lower the variance of the gradient estimate.
 
 A baseline may depend on anything except the actions of its own episode from its own timestep on; then it leaves the
 expectation of the estimate unchanged (Williams, 1992; Sutton and Barto, 2018, sec. 13.4).
-A new baseline is a subclass of :class:`Baseline`, whose instance is the argument ``baseline`` of REINFORCE.
+To add one, write a subclass of :class:`Baseline` and pass an instance as the argument ``baseline`` of REINFORCE.
 """
 
 from collections.abc import Callable
@@ -24,16 +24,16 @@ MAX_LINEAR_NUMBERS = 1024
 @dataclass(frozen=True)
 class EpisodeReturns:
     """
-    The returns of a batch of episodes, and what a baseline may know of them.
+    The returns of a batch of episodes, and the other inputs of a baseline.
 
     :param returns: Returns-to-go, or at each timestep the return of its whole episode, shape ``(n_timesteps,)``, float64
-    :param reward_to_go: Which of the two they are
+    :param reward_to_go: Whether they are returns-to-go
     :param episodes: How the timesteps divide into episodes
     :param values: Values of the observations, 0 without a critic, shape ``(n_timesteps,)``
-    :param features: What the baseline has made of the rollout, see :meth:`Baseline.features`; the first axis is that of the
-        timesteps
+    :param features: The features that the baseline has computed, see :meth:`Baseline.features`; the first axis is that of
+        the timesteps
     :param only_earlier_episodes: Whether an episode's baseline must not contain the later episodes of the same environment,
-        because the length of this one decides whether they are played
+        because the length of this episode decides whether they are played
     """
 
     returns: np.ndarray
@@ -46,8 +46,8 @@ class EpisodeReturns:
     def samples(self, array: np.ndarray) -> np.ndarray:
         """
         :param array: Numbers of all timesteps, shape ``(n_timesteps,)``
-        :return: Those of the timesteps whose returns are different samples: all of them with returns-to-go, else the first
-            of each episode
+        :return: The numbers of the timesteps whose returns are different samples: all timesteps with returns-to-go, else the
+            first of each episode
         """
         return array if self.reward_to_go else array[self.episodes.starts]
 
@@ -61,15 +61,15 @@ class EpisodeReturns:
 
 class Baseline:
     """
-    What is subtracted from the returns. To define one of your own, override :meth:`__call__`, and :meth:`features` if it
-    looks at more than returns and times; then pass an instance as the argument ``baseline``.
+    A baseline, which is subtracted from the returns. To define one of your own, override :meth:`__call__`, and
+    :meth:`features` if it uses more than returns and times; then pass an instance as the argument ``baseline``.
     """
 
     #: Whether it consists of the values of the policy's critic, which is then trained
     uses_critic = False
-    #: Whether it is taken over the episodes of all workers together
+    #: Whether it is computed over the episodes of all workers together
     over_batch = True
-    #: Whether it is made of the other episodes, so that an update must be able to hold two
+    #: Whether it is computed from the other episodes, so that an update must be able to hold two episodes
     of_others = False
 
     def check(self, env: Any, observation_size: int) -> None:
@@ -77,13 +77,13 @@ class Baseline:
         Called when the model gets its environments, and when learning begins.
 
         :param env: The vectorized environment
-        :param observation_size: How many numbers an observation has, where a discrete one has a number for each of its values
+        :param observation_size: How many numbers an observation has; a discrete one has a number for each of its values
         :raises ValueError: If the baseline cannot be used with them
         """
 
     def features(self, rollout: Any) -> np.ndarray | None:
         """
-        What it looks at besides the returns, as one array. Among several workers those of all of them are joined.
+        What it uses besides the returns, as one array. With several workers their arrays are joined.
 
         :param rollout: The finished :class:`sb3_reinforce.buffers.EpisodeRolloutBuffer`, with ``observations``,
             ``timesteps`` and so on
@@ -109,7 +109,7 @@ class NoBaseline(Baseline):
 
 
 class Mean(Baseline):
-    """``baseline="mean"``, see :func:`mean`: over the timesteps, or over the episodes where each has one return."""
+    """``baseline="mean"``, see :func:`mean`: over the timesteps, or over the episodes if each has one return."""
 
     def __call__(self, episodes: EpisodeReturns) -> np.ndarray:
         return episodes.at_timesteps(mean(episodes.samples(episodes.returns)))
@@ -143,13 +143,13 @@ class Linear(Baseline):
         return linear_features(rollout.flat_observations(), rollout.timesteps)
 
     def __call__(self, episodes: EpisodeReturns) -> np.ndarray:
-        # Also with the returns of whole episodes it says something else at each timestep
+        # Even with the returns of whole episodes it differs between timesteps
         assert episodes.features is not None
         return linear(episodes.features, episodes.returns, episodes.episodes, episodes.only_earlier_episodes)
 
 
 class Value(Baseline):
-    """``baseline="value"``: the policy's critic, as it was before this batch; with whole episodes its value of their start."""
+    """``baseline="value"``: the policy's critic before this batch; with whole-episode returns, its value of the start."""
 
     uses_critic = True
     over_batch = False
@@ -187,8 +187,8 @@ NAMED: dict[str | None, type[Baseline]] = {
 def make_baseline(baseline: str | Baseline | BaselineFunction | None) -> Baseline:
     """
     :param baseline: The argument of REINFORCE
-    :return: The baseline that it names, or is
-    :raises ValueError: If it is none
+    :return: The baseline that it names or is
+    :raises ValueError: If it is not a baseline
     """
     if isinstance(baseline, Baseline):
         return baseline
@@ -207,7 +207,7 @@ def evaluate(baseline: Baseline, episodes: EpisodeReturns) -> np.ndarray:
     :param baseline: A baseline
     :param episodes: The returns of a batch
     :return: Its value at each timestep, shape ``(n_timesteps,)``, float64
-    :raises ValueError: If a user's own baseline gives anything but finite numbers of that shape
+    :raises ValueError: If a user's own baseline does not return finite numbers of that shape
     """
     if type(baseline) in NAMED.values():
         return baseline(episodes)
@@ -218,8 +218,8 @@ def evaluate(baseline: Baseline, episodes: EpisodeReturns) -> np.ndarray:
 
 def mean(returns: np.ndarray) -> np.ndarray:
     """
-    The mean of the returns, for each of them. It contains the sample itself, which shrinks the expected gradient
-    by about the sample's share in the mean: slightly biased.
+    The mean of all returns, for each return. It contains the sample itself, which shrinks the expected gradient
+    by about the sample's share in the mean: a slight bias.
 
     :param returns: Shape ``(n,)``
     :return: Shape ``(n,)``
@@ -230,15 +230,15 @@ def mean(returns: np.ndarray) -> np.ndarray:
 def leave_one_out(returns: np.ndarray, timesteps: np.ndarray, env_ids: np.ndarray | None = None) -> np.ndarray:
     """
     For each return the mean of the other episodes' returns from the same timestep on
-    (Kool et al., 2019, with one mean per timestep); 0 where there is no other. Unbiased, as long as the existence of
-    the other episodes does not depend on this one.
+    (Kool et al., 2019, with one mean per timestep); 0 where there is no other episode. Unbiased, as long as the
+    existence of the other episodes does not depend on this one.
 
     :param returns: Returns, shape ``(n,)``
-    :param timesteps: Timestep of each return within its episode, shape ``(n,)``; at most one return of
-        an episode may stand at a timestep
+    :param timesteps: Timestep of each return within its episode, shape ``(n,)``; an
+        episode may have at most one return at a timestep
     :param env_ids: The environment of each return, shape ``(n,)``, the episodes of one environment in the order in which
         they were played. If given, the later episodes of the same environment are left out: when a rollout ends
-        after a number of steps, whether they are played depends on the length of this one. ``None``: all others count
+        after a number of steps, the length of this one decides whether they are played. ``None``: all others count
     :return: Shape ``(n,)``, float64
     """
     returns = np.asarray(returns, dtype=np.float64)
@@ -257,7 +257,7 @@ def leave_one_out(returns: np.ndarray, timesteps: np.ndarray, env_ids: np.ndarra
 
 def _from_here_on(returns: np.ndarray, timesteps: np.ndarray, env_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    Sum and number of the returns of this and the later episodes of the same environment at the same timestep.
+    Sum and number of the returns at the same timestep, over this episode and the later ones of its environment.
 
     :return: Two arrays of shape ``(n,)``
     """
@@ -277,9 +277,9 @@ def as_baseline(result: Any, episodes: Episodes, name: str) -> np.ndarray:
     """
     :param result: What a user's own baseline has returned
     :param episodes: How the timesteps of the returns divide into episodes
-    :param name: What the errors call it
+    :param name: The name of the baseline in errors
     :return: The same, shape ``(n_timesteps,)``, float64
-    :raises ValueError: If it is anything but finite numbers of that shape
+    :raises ValueError: If it does not consist of finite numbers of that shape
     """
     shape = (episodes.n_timesteps,)
     try:

@@ -12,9 +12,9 @@ class Episodes:
 
     :param lengths: Number of recorded timesteps of each episode, shape ``(n_episodes,)``, all positive
     :param env_ids: The environment each episode was played in, shape ``(n_episodes,)``; the episodes of one
-        environment stand in the order in which they were played
+        environment are in the order of play
     :param first_timesteps: Timestep within its episode at which the recording of each episode begins,
-        shape ``(n_episodes,)``; not zero only for the continuation of an episode from an earlier rollout
+        shape ``(n_episodes,)``; nonzero only for an episode that continues from an earlier rollout
     """
 
     lengths: np.ndarray

@@ -8,11 +8,11 @@ from sb3_reinforce.monte_carlo.episodes import Episodes
 def linear(features: np.ndarray, returns: np.ndarray, episodes: Episodes, only_earlier_episodes: bool) -> np.ndarray:
     """
     A linear function of features of observation and time, fitted by ridge regression for each episode on the returns of
-    the others (0 where there is no other). Unbiased under the condition of
+    the others (0 where there is no other episode). Unbiased under the condition of
     :func:`sb3_reinforce.monte_carlo.baselines.leave_one_out`.
 
-    Duan et al. (2016, arXiv 1604.06778) fit theirs to the previous batch. The other episodes of this one are of the present
-    policy, and nothing has to be kept from one update to the next.
+    Duan et al. (2016, arXiv 1604.06778) fit theirs to the previous batch. The other episodes of this batch come from the
+    present policy, and nothing has to be kept between updates.
 
     :param features: See :func:`linear_features`, shape ``(n_timesteps, n_features)``
     :param returns: Returns, shape ``(n_timesteps,)``
@@ -24,7 +24,7 @@ def linear(features: np.ndarray, returns: np.ndarray, episodes: Episodes, only_e
     result = np.zeros(len(returns))
     if len(returns) == 0:
         return result
-    # The level of a column drops out of the fit; without it the sums below lose no digits to it
+    # The fit does not depend on the level of a column, which is subtracted so that the sums below lose no digits
     level = returns.mean()
     rows = np.column_stack([features - features.mean(axis=0), returns - level, np.ones(len(returns))])
     total = rows.T @ rows
@@ -37,7 +37,7 @@ def linear(features: np.ndarray, returns: np.ndarray, episodes: Episodes, only_e
         left_out, n_left_out = left_out + rows[span].T @ rows[span], n_left_out + 1
         n_others = len(episodes.lengths) - n_left_out
         if n_others > 0:
-            # The timesteps of an episode are no independent samples: the penalty weighs as much as one episode
+            # The timesteps of an episode are not independent samples: the penalty weighs as much as one episode
             result[span] = level + ridge_prediction(total - left_out, rows[span, :-2], penalty=1.0 / n_others)
     return result
 
@@ -47,11 +47,11 @@ def ridge_prediction(moments: np.ndarray, features: np.ndarray, penalty: float) 
     Ridge regression from the moments of its samples (Hoerl and Kennard, 1970), with a free intercept and features in units
     of their standard deviation :math:`\sigma_j`: the slopes minimise
     :math:`\langle (y - \bar y - (x - \bar x) \cdot \beta)^2 \rangle + \lambda \sum_j \sigma_j^2 \beta_j^2`.
-    Far from its samples it says nothing: the predictions are kept within three standard deviations of their mean.
+    Far from its samples the regression is unreliable: the predictions are kept within three standard deviations of their mean.
 
     :param moments: :math:`\sum z z^T` over the samples with :math:`z = (x, y, 1)`, shape
         ``(n_features + 2, n_features + 2)``
-    :param features: What to predict at, shape ``(n, n_features)``
+    :param features: Features of the timesteps to predict for, shape ``(n, n_features)``
     :param penalty: :math:`\lambda`, positive
     :return: Shape ``(n,)``
     """
@@ -59,7 +59,7 @@ def ridge_prediction(moments: np.ndarray, features: np.ndarray, penalty: float) 
     means = second[-1, :-1]
     covariances = second[:-1, :-1] - np.outer(means, means)
     variances = np.diag(covariances)
-    # What the samples do not vary in, up to rounding, predicts nothing
+    # A feature that is constant over the samples, up to rounding, predicts nothing
     varies = variances[:-1] > 1e-9 * np.diag(second)[:-2]
     deviations = np.sqrt(variances[:-1][varies])
     correlations = covariances[:-1, :-1][np.ix_(varies, varies)] / np.outer(deviations, deviations)
@@ -71,9 +71,9 @@ def ridge_prediction(moments: np.ndarray, features: np.ndarray, penalty: float) 
 
 def linear_features(observations: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
     """
-    What :func:`linear` is linear in: the observation, its squares, and the first three powers of the time in hundreds of
+    The features of :func:`linear`: the observation, its squares, and the first three powers of the time in hundreds of
     timesteps (Duan et al., 2016, arXiv 1604.06778, supplement; without their clipping at 10, which the
-    units of the regression here make needless).
+    units of this regression make needless).
 
     :param observations: Flat observations, shape ``(n_timesteps, n_numbers)``
     :param timesteps: Timestep within the episode, shape ``(n_timesteps,)``

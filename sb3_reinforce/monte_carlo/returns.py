@@ -12,10 +12,10 @@ from sb3_reinforce.monte_carlo.episodes import Episodes
 
 def discounted_sums(x: np.ndarray, discount: float, lengths: np.ndarray) -> np.ndarray:
     r"""
-    For every timestep the discounted sum of what follows in its episode, itself included:
+    For every timestep the discounted sum from it to the end of its episode:
     :math:`y_t = \sum_{k=t}^{T-1} \text{discount}^{k-t} x_k`.
 
-    The sums are doubled in length at each pass (a parallel scan), so that the work is
+    Each pass doubles the length of the sums (a parallel scan), so that the work is
     :math:`O(n \log T)` in whole-array operations, whatever the lengths of the episodes.
 
     :param x: Summands, shape ``(n_timesteps,)``
@@ -40,8 +40,8 @@ def returns_to_go(rewards: np.ndarray, gamma: float, episodes: Episodes, last_va
     :param rewards: Rewards, shape ``(n_timesteps,)``
     :param gamma: Discount factor
     :param episodes: How the timesteps divide into episodes
-    :param last_values: What each episode is worth after its last recorded timestep: :math:`V(s_T)` of a truncated
-        one, 0 of a terminated one, shape ``(n_episodes,)``. ``None``: nothing
+    :param last_values: The value after each episode's last recorded timestep: :math:`V(s_T)` of a truncated
+        episode, 0 of a terminated one, shape ``(n_episodes,)``. ``None``: 0
     :return: Return from each timestep on, shape ``(n_timesteps,)``, float64
     """
     summands = np.array(rewards, dtype=np.float64)

@@ -1,1 +1,1 @@
-"""How a rollout is played, and what its timesteps were worth."""
+"""Playing a rollout, and the advantages of its timesteps."""

@@ -1,4 +1,4 @@
-"""What a recorded rollout was worth: values -> returns -> baseline -> advantages."""
+"""The evaluation of a recorded rollout: values -> returns -> baseline -> advantages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,9 +28,9 @@ class AdvantageEstimator:
 
     :param baseline: The baseline
     :param reward_to_go: Whether the advantages are those of the returns-to-go or of whole episodes
-    :param bootstrap_on_truncation: Whether the critic says what follows a truncated episode
+    :param bootstrap_on_truncation: Whether the critic estimates the return that follows a truncated episode
     :param only_earlier_episodes: Whether the later episodes of an environment depend on the earlier ones
-    :param workers: The workers, whose episodes a baseline of the batch is taken over
+    :param workers: The workers, over whose episodes a baseline of the batch is computed
     """
 
     baseline: Baseline
@@ -43,7 +43,7 @@ class AdvantageEstimator:
     def of(cls, model: Any) -> "AdvantageEstimator":
         """
         :param model: A model
-        :return: What it makes of its rollouts at present
+        :return: The estimator with its present arguments
         """
         return cls(
             make_baseline(model.baseline),
@@ -67,7 +67,7 @@ class AdvantageEstimator:
         :param recorded: Its episodes
         :param actor_critic: The policy, whose critic gives the values
         :param values_known: Whether the values are in the buffer already
-        :raises ValueError: If an observation that the critic is asked for is not finite
+        :raises ValueError: If an observation that the critic must evaluate is not finite
         """
         last_values = np.zeros(len(recorded))
         goes_on = [i for i, episode in enumerate(recorded) if self._is_bootstrapped(episode)]
@@ -83,7 +83,7 @@ class AdvantageEstimator:
         self.compute(buffer, last_values)
 
     def _is_bootstrapped(self, episode: RecordedEpisode) -> bool:
-        """Whether the critic says what follows an episode: if it could have gone on. Without a critic nothing follows."""
+        """Whether the critic estimates what follows an episode, if it could have gone on. Without a critic nothing follows."""
         may_be = self.bootstrap_on_truncation or episode.unfinished
         return self.baseline.uses_critic and may_be and episode.final_observation is not None
 
@@ -92,14 +92,13 @@ class AdvantageEstimator:
         Compute the returns and advantages.
 
         :param buffer: A buffer with rewards and values
-        :param last_values: What each episode is worth after its last timestep, 0 where nothing follows, shape
-            ``(n_episodes,)``
+        :param last_values: The value after each episode's last timestep, 0 where nothing follows, shape ``(n_episodes,)``
         """
         if isinstance(self.baseline, Value) and self.reward_to_go:
             buffer.set_returns_and_advantages(last_values)
             return
         returns = returns_to_go(buffer.rewards, buffer.gamma, buffer.episodes, last_values)
-        if buffer.gae_lambda < 1.0:  # set by hand there: these are the targets of a critic
+        if buffer.gae_lambda < 1.0:  # set by hand on the buffer: it affects only the targets of the critic
             buffer.set_returns_and_advantages(last_values)
         else:
             buffer.returns = as_float32(returns)
@@ -109,7 +108,7 @@ class AdvantageEstimator:
         """
         :param buffer: A buffer with values
         :param returns: The returns-to-go of its timesteps, shape ``(n_timesteps,)``
-        :return: What these, or the returns of whole episodes, are above the baseline, shape ``(n_timesteps,)``
+        :return: These returns, or those of whole episodes, minus the baseline, shape ``(n_timesteps,)``
         """
         if not self.reward_to_go:
             returns = whole_episode_returns(returns, buffer.episodes)
@@ -117,7 +116,7 @@ class AdvantageEstimator:
         own = EpisodeReturns(
             returns, self.reward_to_go, buffer.episodes, buffer.values, baseline.features(buffer), only_earlier
         )
-        # What it is taken over; the critic's says something of every timestep without the others
+        # The episodes that the baseline is computed over; the critic needs no others
         of_workers = self.workers.gather(own) if baseline.over_batch else [own]
         first = sum(len(other.returns) for other in of_workers[: self.workers.rank]) if baseline.over_batch else 0
         result = evaluate(baseline, own if len(of_workers) == 1 else _join(of_workers))
@@ -125,7 +124,7 @@ class AdvantageEstimator:
 
 
 def _batch_of(buffer: EpisodeRolloutBuffer, actor_critic: ActorCritic) -> Batch:
-    """A rollout without advantages and returns yet."""
+    """A rollout that has no advantages and returns yet."""
     device = actor_critic.policy.device
     actions = Batch.as_actions(th.as_tensor(buffer.actions, device=device), buffer.action_space)
     batch = Batch.of_observations(obs_as_tensor(buffer.observations, device), actions, buffer.episodes)
@@ -144,7 +143,7 @@ def _final_observations(episodes: Sequence[RecordedEpisode], actor_critic: Actor
             )
             timestep = episode.first_timestep + episode.stop - episode.start
             check_finite("terminal observation", arrays, lambda _, timestep=timestep: timestep, [episode.env_id])  # type: ignore[misc]
-        # To the shape of the space, as SB3 does it
+        # In the shape of the space, as in SB3
         tensors.append(policy.obs_to_tensor(obs)[0])
     if isinstance(tensors[0], dict):
         return {key: th.cat([tensor[key] for tensor in tensors]) for key in tensors[0]}
@@ -156,9 +155,9 @@ class Recomputation:
     """
     Computes the returns and advantages of a rollout again, from rewards that a callback has changed.
 
-    :param estimator: How they follow from the rewards
-    :param last_values: What each episode is worth after its last timestep, shape ``(n_episodes,)``
-    :param unfinished: By their environments, the episodes that go on in the next rollout
+    :param estimator: Computes them from the rewards
+    :param last_values: The value after each episode's last timestep, shape ``(n_episodes,)``
+    :param unfinished: For each environment, the index of its episode that goes on in the next rollout
     """
 
     estimator: AdvantageEstimator
@@ -168,9 +167,9 @@ class Recomputation:
     def __call__(self, buffer: EpisodeRolloutBuffer, last_values: np.ndarray, dones: np.ndarray) -> None:
         """
         :param buffer: The buffer of the rollout
-        :param last_values: Values of the observations after the rollout, shape ``(n_envs,)``: for the unfinished episodes
+        :param last_values: Values of the observations after the rollout, for the unfinished episodes, shape ``(n_envs,)``
         :param dones: Whether an episode ended with the last step, shape ``(n_envs,)``
-        :raises ValueError: If there is not a number for each environment
+        :raises ValueError: If an array does not have one number for each environment
         """
         for name, array in (("last_values", last_values), ("dones", dones)):
             if self.unfinished and array.shape != (buffer.n_envs,):
@@ -184,7 +183,7 @@ class Recomputation:
 
 
 def _join(of_workers: Sequence[EpisodeReturns]) -> EpisodeReturns:
-    """The returns of all workers as one, their environments numbered through."""
+    """The returns of all workers joined, with their environments numbered consecutively."""
     n_envs = [max(own.episodes.env_ids, default=-1) + 1 for own in of_workers]
     episodes = Episodes(
         np.concatenate([own.episodes.lengths for own in of_workers]),
@@ -209,10 +208,10 @@ def advantages_under(
 
     :param buffer: An evaluated buffer. For a critic it must hold the values, and Monte Carlo returns (``gae_lambda=1``)
     :param baseline: The other baseline
-    :param reward_to_go: Whether the advantages are to be those of the returns-to-go or of whole episodes
+    :param reward_to_go: Whether the advantages should be those of the returns-to-go or of whole episodes
     :param only_earlier_episodes: Whether the later episodes of an environment depend on the earlier ones
     :return: Shape ``(n_timesteps,)``; nothing in the buffer changes
     """
-    # Without the critic an episode that was cut ends in nothing
+    # Without the critic, the return of an episode that was cut ends with nothing
     returns = buffer.returns if baseline.uses_critic else returns_to_go(buffer.rewards, buffer.gamma, buffer.episodes)
     return AdvantageEstimator(baseline, reward_to_go, False, only_earlier_episodes, ALONE).from_returns(buffer, returns)

@@ -16,10 +16,10 @@ from sb3_reinforce.actor_critic.sampler import of_space
 
 class RolloutLocals(dict[str, Any]):
     """
-    What callbacks have as ``self.locals``. Besides the variables of ``collect_rollouts`` it has those of SB3's that are not
-    computed while REINFORCE plays, as tensors: ``obs_tensor``, what the policy acted on; ``values`` of it (after a rollout: of
-    the observations that follow), shape ``(n_envs, 1)``; and ``log_probs`` of the actions, shape ``(n_envs,)``. They are
-    computed when a callback reads them, so that nobody else pays.
+    The ``self.locals`` of callbacks. Besides the variables of ``collect_rollouts`` it has those of SB3's that REINFORCE does
+    not compute while it plays, as tensors: ``obs_tensor``, the observations that the policy acted on; their ``values`` (after
+    a rollout: those of the next observations), shape ``(n_envs, 1)``; and ``log_probs`` of the actions, shape ``(n_envs,)``.
+    They are computed only when a callback reads them.
 
     :param variables: Variables to begin with
     """
@@ -77,7 +77,7 @@ class RolloutLocals(dict[str, Any]):
 
 class RolloutCallbacks(CallbackList):
     """
-    The callbacks of a call of ``learn``, all of which then have :class:`RolloutLocals`.
+    The callbacks of a call of ``learn``, all of which get :class:`RolloutLocals`.
 
     :param callbacks: The callbacks
     """
@@ -89,7 +89,7 @@ class RolloutCallbacks(CallbackList):
     def of(cls, callback: MaybeCallback) -> "RolloutCallbacks":
         """
         :param callback: Argument of ``learn``
-        :return: All of it
+        :return: All callbacks in it
         """
         callbacks: list[Any] = callback if isinstance(callback, list) else [] if callback is None else [callback]
         return cls([child if isinstance(child, BaseCallback) else ConvertCallback(child) for child in callbacks])

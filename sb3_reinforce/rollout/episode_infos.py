@@ -1,4 +1,4 @@
-"""The info of an episode that is cut at the horizon, which its monitor does not know of."""
+"""The info of an episode that is cut at the horizon, of which its monitor does not know."""
 
 import time
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from sb3_reinforce.rollout.wrappers import of_wrappers
 def info_of_cut_episode(env: VecEnv, env_id: int, length: int, info: dict[str, Any]) -> dict[str, Any]:
     """
     :param env: The vectorized environment
-    :param env_id: The one of its environments whose episode is cut here
+    :param env_id: The environment whose episode is cut
     :param length: The number of timesteps that the episode has had
-    :param info: The info of the last of them
+    :param info: The info of the last of these timesteps
     :return: The info that an episode has at its end, as if this one had ended: ``is_success``, if there is one, and the
-        ``episode`` of the monitor. The latter is left out without a monitor, or with one that counts otherwise (as with Atari
-        games, where a life is an episode)
+        ``episode`` of the monitor. The latter is left out without a monitor, or with one that counts differently (as with
+        Atari games, where a life is an episode)
     """
     ended = {"is_success": info["is_success"]} if "is_success" in info else {}
     total, n_steps, start, keywords = _count_of_monitor(env, env_id)

@@ -1,4 +1,4 @@
-"""Where episodes are cut at the latest."""
+"""The limits at which episodes are cut."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,26 +11,26 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_reinforce.distributed.workers import Alone
 from sb3_reinforce.rollout.wrappers import of_wrappers
 
-#: The longest episode that is recorded where neither the user nor a ``TimeLimit`` sets a limit
+#: The longest episode that is recorded if neither the user nor a ``TimeLimit`` sets a limit
 DEFAULT_HORIZON = 10_000
 
 
 class EpisodeLimits:
     """
-    The longest episode that is recorded, for each environment, and whether any episode is to be expected to reach it. Read
-    anew for each rollout, as a curriculum may change the limits between two of them.
+    The longest episode that is recorded, for each environment, and whether episodes are expected to reach it. Read
+    anew for each rollout, as a curriculum may change the limits between rollouts.
     """
 
     def __init__(self) -> None:
         #: The longest episode that is recorded, for each environment
         self.horizons: list[int] = []
-        #: Whether a cut is to be expected: at a horizon that the environment does not keep itself, or as there has been one
+        #: Whether a cut is expected: because the environment itself may exceed the horizon, or because there was a cut
         #: before
         self.cuts_expected = False
 
     def begin(self, env: VecEnv, horizon: int | None, complete_episodes: bool) -> None:
         """
-        When learning begins.
+        Called when learning begins.
 
         :param env: The training environments
         :param horizon: Argument of REINFORCE
@@ -43,18 +43,18 @@ class EpisodeLimits:
 
     def share(self, workers: Alone) -> None:
         """
-        :param workers: The workers, of which one that expects cuts is enough
+        :param workers: The workers; if one of them expects cuts, all do
         """
         self.cuts_expected = any(workers.gather(self.cuts_expected))
 
     def read(self, env: VecEnv, horizon: int | None) -> bool:
         """
-        Take the limits as they are now. Gymnasium's ``TimeLimit`` wrapper is believed and nothing else: another object may
-        call anything ``_max_episode_steps``, and a limit in a ``spec`` need not be kept.
+        Read the present limits. Only Gymnasium's ``TimeLimit`` wrapper is trusted: in another object ``_max_episode_steps``
+        may mean anything, and an environment need not keep the limit in its ``spec``.
 
         :param env: The training environments
         :param horizon: Argument of REINFORCE
-        :return: Whether a cut is to be expected because of them
+        :return: Whether a cut is expected because of these limits
         """
         limits = [_as_limit(limit) for limit in of_wrappers(env, gym.wrappers.TimeLimit, "_max_episode_steps")]
         self.horizons = [horizon or limit or DEFAULT_HORIZON for limit in limits]
@@ -65,13 +65,13 @@ class EpisodeLimits:
 
     def note(self, cuts_expected: bool) -> None:
         """
-        :param cuts_expected: Whether there are cuts in a rollout of any worker, or they were to be expected there
+        :param cuts_expected: Whether there were cuts in a rollout of any worker, or cuts were expected there
         """
         self.cuts_expected = self.cuts_expected or cuts_expected
 
     def warn_of_cut(self, env_ids: Sequence[int]) -> None:
         """
-        Tell the user that an episode was cut, and what can be done about it.
+        Tell the user that an episode was cut, and how to avoid it.
 
         :param env_ids: Environments with such an episode
         """

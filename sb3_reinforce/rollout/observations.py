@@ -1,4 +1,4 @@
-"""The observations of a step: which of them are judged, and which are kept."""
+"""The observations of a step: which of them are checked, and which are kept."""
 
 import copy
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from sb3_reinforce.finite import check_finite, surely_finite
 def judged_observations(actor_critic: ActorCritic) -> Callable[[Observation], Observation]:
     """
     :param actor_critic: The policy that acts on them
-    :return: Takes what must be finite from observations: what is sure to reach the networks
+    :return: Selects from observations what must be finite: the parts that surely reach the networks
     """
     if not actor_critic.reads_every_number:
         return lambda obs: {}
@@ -53,18 +53,18 @@ def check_step(
     normalizer: VecNormalize | None = None,
 ) -> None:
     """
-    :param new_obs: Observations after a vector step, as far as they are judged
+    :param new_obs: Observations after a vector step, as far as they are checked
     :param rewards: Its rewards
-    :param recording: The environments that record it: the other rewards are never learned from
+    :param recording: The environments that record the step: nothing is learned from the others' rewards
     :param timestep: Gives the timestep within its episode that an environment has just played
-    :param normalizer: What has normalized the observations and rewards
+    :param normalizer: The wrapper that has normalized the observations and rewards, if any
     :raises ValueError: If a number among them is not finite
     """
     rewards = np.asarray(rewards)
     finite = surely_finite(new_obs) if isinstance(new_obs, np.ndarray) else all(map(surely_finite, new_obs.values()))
     if not (finite and surely_finite(rewards)):
         if normalizer is not None:
-            # A single bad number makes all that is normalized with it bad
+            # A single bad number spoils everything that is normalized with it
             check_finite("reward", normalizer.get_original_reward(), timestep)
             check_finite("observation", normalizer.get_original_obs(), lambda env_id: timestep(env_id) + 1)
         check_finite("reward", rewards[recording], timestep, recording.tolist())
@@ -73,12 +73,12 @@ def check_step(
 
 def check_statistics(normalizer: VecNormalize | None) -> None:
     """
-    :param normalizer: What normalizes observations and rewards, if anything does
-    :raises ValueError: If it can only make NaN of them, which one bad number is enough for
+    :param normalizer: The wrapper that normalizes observations and rewards, if any
+    :raises ValueError: If its statistics turn everything into NaN, for which one bad number is enough
     """
     if normalizer is None:
         return
-    of_observations = getattr(normalizer, "obs_rms", {})  # not there with `norm_obs=False`
+    of_observations = getattr(normalizer, "obs_rms", {})  # missing with `norm_obs=False`
     statistics = dict(of_observations) if isinstance(of_observations, dict) else {"observations": of_observations}
     statistics["rewards"] = normalizer.ret_rms
     for what, moments in statistics.items():

@@ -1,4 +1,4 @@
-"""What a model plays its rollouts with, from one to the next."""
+"""The state with which a model plays its rollouts, kept from one to the next."""
 
 import copy
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from sb3_reinforce.rollout.recorder import CompleteEpisodes, FixedLength, Record
 
 class Player:
     """
-    Prepares and finishes the rollouts of a model, which plays them itself: it begins to record and to sample, and makes
-    advantages of what was recorded.
+    Prepares and finishes the rollouts of a model, which plays them itself: it starts the recorder and the sampler, and
+    computes the advantages of the recorded episodes.
 
     :param model: The model
     """
@@ -34,7 +34,7 @@ class Player:
         self._sampler: PolicySampler | None = None
         self._sampled_env: VecEnv | None = None
         self._rng: np.random.Generator | None = None
-        # Timestep that each environment has reached in an episode that the next rollout goes on with
+        # Timestep that each environment has reached in an episode that the next rollout continues
         self._reached_timesteps: list[int] = []
         self._n_timesteps_before = 0
         self._discounts = (model.gamma, model.gae_lambda)
@@ -42,7 +42,7 @@ class Player:
     def of_copy(self, model: Any) -> "Player":
         """
         :param model: A copy of the model
-        :return: The same for the copy
+        :return: A copy of this player that belongs to it
         """
         copied = copy.copy(self)
         copied.model = model
@@ -58,8 +58,8 @@ class Player:
         """
         Begin a rollout.
 
-        :param buffer: The buffer that it is recorded in. It has its own copies of the discounts; one that was set by hand
-            there, as with SB3's algorithms, stays
+        :param buffer: The buffer of the rollout. It has its own copies of the discounts; a discount that was set by hand on
+            it, as with SB3's algorithms, stays
         """
         self._n_timesteps_before = self.model.num_timesteps
         discounts = (self.model.gamma, self.model.gae_lambda)
@@ -68,16 +68,16 @@ class Player:
 
     def start_recorder(self, env: VecEnv, n_steps: int) -> Recorder:
         """
-        Put all environments at the start of an episode if whole ones are wanted, and begin to record.
+        Put all environments at the start of an episode if whole episodes are wanted, and begin to record.
 
         :param env: The training environments
         :param n_steps: Number of steps per environment (with complete episodes: the least number)
-        :return: What says which timesteps are recorded
+        :return: The recorder, which determines which timesteps are recorded
         """
         model = self.model
         assert model._last_obs is not None and model._last_episode_starts is not None, "No previous observation was provided"
         if not model.complete_episodes:
-            same = len(self._reached_timesteps) == env.num_envs  # else it is of other environments than these
+            same = len(self._reached_timesteps) == env.num_envs  # else they belong to other environments
             reached = self._reached_timesteps if same else [0] * env.num_envs
             first = [0 if starts else t for starts, t in zip(model._last_episode_starts, reached, strict=True)]
             return FixedLength(env.num_envs, n_steps, first)
@@ -90,7 +90,7 @@ class Player:
     def start_sampler(self, env: VecEnv) -> PolicySampler:
         """
         :param env: The training environments
-        :return: What draws the actions of the present policy
+        :return: The sampler of the present policy's actions
         """
         model = self.model
         if self._rng is None:
@@ -108,10 +108,10 @@ class Player:
 
     def infos_of_cut(self, env: VecEnv, env_ids: Sequence[int], infos: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """
-        Were these episodes left out, `rollout/ep_rew_mean` would be that of the short episodes alone.
+        Without these episodes, `rollout/ep_rew_mean` would be the mean of the short episodes only.
 
         :param env: The training environments
-        :param env_ids: Those whose episodes have been cut
+        :param env_ids: The environments whose episodes have been cut
         :param infos: The infos of the last step
         :return: The infos that these episodes have at their end
         """
@@ -123,9 +123,9 @@ class Player:
         Compute values, returns and advantages of a recorded rollout, unless another worker was stopped.
 
         :param callback: The callback
-        :param buffer: The buffer, to which all of it has been added
-        :param recorder: What has recorded it
-        :param values_known: Whether the values were added, too
+        :param buffer: The buffer, to which the whole rollout has been added
+        :param recorder: The recorder of the rollout
+        :param values_known: Whether the values were also added
         :return: ``False``: a worker was stopped
         """
         model, limits = self.model, self.limits
@@ -146,10 +146,10 @@ class Player:
 
     def share(self, callback: BaseCallback, goes_on: bool, *recorded: Any) -> Report:
         """
-        The end of this worker's rollout, and of those of all others: count and log what was played together.
+        End this worker's rollout, with those of all others: count and log what they have played together.
 
         :param callback: The callback
-        :param goes_on: ``False``: it has stopped this worker
+        :param goes_on: ``False``: the callback has stopped this worker
         :param recorded: The other fields of the :class:`~sb3_reinforce.distributed.Report`
         :return: The sums over all workers
         """
@@ -159,7 +159,7 @@ class Player:
         model.num_timesteps = self._n_timesteps_before + report.n_played
         OnPolicyAlgorithm._update_info_buffer(model, list(report.infos), np.ones(len(report.infos), dtype=bool))
         if not report.goes_on:
-            # The environments stand in the middle of episodes that are never used: start afresh next time
+            # The environments are in the middle of episodes that are never used: start afresh next time
             model._last_obs = None
             return report
         model.logger.record("rollout/n_episodes", report.n_episodes)

@@ -2,8 +2,8 @@
 Which timesteps of the environments belong to a rollout: the stopping rules.
 
 With several environments, a batch of "the first K episodes to finish" holds too many short ones. Here every environment
-records until it has its quota and its episode has ended. Whether it goes on depends on its own past alone, so the number of
-its episodes is a stopping time, and by Wald's identity the summed gradient stays unbiased.
+records until it has its quota and its episode has ended. Whether an environment goes on depends only on its own past, so the
+number of its episodes is a stopping time, and by Wald's identity the summed gradient stays unbiased.
 """
 
 from collections.abc import Sequence
@@ -48,20 +48,20 @@ class Recorder:
         self.episodes: list[RecordedEpisode] = []
         #: Environments whose episode was cut at the horizon
         self.cut: list[int] = []
-        #: Whether that is to be expected
+        #: Whether such cuts are expected
         self.cuts_expected = False
-        #: Timestep that each environment has reached in an episode that the next rollout goes on with
+        #: Timestep that each environment has reached in an episode that the next rollout continues
         self.next_timesteps: list[int] = []
         #: Indices of the environments that still record; a new array whenever it changes
         self.recording = np.arange(n_envs)
         self._starts = [0] * n_envs
         self._first_timesteps = [0] * n_envs
-        # Where each environment's episode began, recorded or not; before the rollout if it is negative
+        # Vector step at which each environment's episode began, recorded or not; negative: before the rollout
         self._began = [0] * n_envs
 
     @property
     def finished(self) -> bool:
-        """Whether no environment records any more."""
+        """Whether all environments have stopped recording."""
         return len(self.recording) == 0
 
     def timestep(self, env_id: int) -> int:
@@ -108,9 +108,9 @@ class CompleteEpisodes(Recorder):
     :param n_envs: Number of environments
     :param n_steps: Least number of steps per environment, unless ``n_episodes`` is given
     :param n_episodes: Number of episodes per environment
-    :param horizons: The longest episode that is recorded, for each environment. One that is still running then is cut, and its
-        environment records no more in this rollout
-    :param cuts_expected: Whether that is to be expected
+    :param horizons: The longest episode that is recorded, for each environment. An episode that is still running then is cut,
+        and its environment records no more in this rollout
+    :param cuts_expected: Whether such cuts are expected
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class CompleteEpisodes(Recorder):
 
     def advance(self, dones: np.ndarray, infos: Sequence[dict[str, Any]], new_obs: Observation) -> None:
         self.n_vector_steps += 1
-        # Nothing happens at most steps, and this runs at every one of them
+        # This runs at every step, and at most steps there is nothing to do
         if self.n_vector_steps < self._next_cut and not np.count_nonzero(dones):
             return
         for env_id in np.flatnonzero(dones).tolist():
@@ -154,7 +154,7 @@ class CompleteEpisodes(Recorder):
 
 class FixedLength(Recorder):
     """
-    Every environment records a fixed number of steps, as in SB3; an episode goes on in the next rollout.
+    Every environment records a fixed number of steps, as in SB3; an unfinished episode goes on in the next rollout.
 
     :param n_envs: Number of environments
     :param n_steps: Number of steps per environment

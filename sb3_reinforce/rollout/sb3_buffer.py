@@ -1,4 +1,4 @@
-"""A user's own rollout buffer, of SB3's kind: rollouts of fixed length, filled and read by SB3's own calls."""
+"""A user's own rollout buffer, of SB3's kind: rollouts of fixed length, filled and read with SB3's own calls."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +20,12 @@ from sb3_reinforce.monte_carlo.episodes import Episodes
 def check_buffer(buffer: RolloutBuffer, arguments: dict[str, Any], actor_critic: ActorCritic) -> None:
     """
     SB3's buffers hold rollouts of fixed length, put the bootstrap of a truncated episode into its last reward, and are
-    filled with what the policy's own ``forward`` gives.
+    filled with the outputs of the policy's own ``forward``.
 
     :param buffer: The rollout buffer
     :param arguments: The attributes of the algorithm, by the names of its arguments
     :param actor_critic: The policy
-    :raises ValueError: If the buffer cannot hold what is asked for
+    :raises ValueError: If the buffer cannot hold what the arguments require
     """
     if isinstance(buffer, EpisodeRolloutBuffer):
         return
@@ -60,11 +60,11 @@ def check_filled_buffer(buffer: RolloutBuffer) -> None:
 @contextmanager
 def refused_observations_named(model: Any, buffer: RolloutBuffer) -> Iterator[None]:
     """
-    For the collection of a rollout by SB3.
+    Wraps the collection of a rollout by SB3.
 
     :param model: The model
     :param buffer: Its buffer
-    :raises ValueError: If the policy refused an observation: which
+    :raises ValueError: If the policy refused an observation; the error names it
     """
     try:
         yield
@@ -91,14 +91,14 @@ def pieces_of_episodes(buffer: RolloutBuffer) -> Episodes:
     begins[:, 0] = True
     first = np.flatnonzero(begins)
     lengths = np.diff(np.append(first, n_envs * n_steps))
-    # How far an episode had come before the rollout, the buffer does not say; only discounts by it would need it
+    # The buffer does not know the timestep at which an episode entered the rollout; only discounts would need it
     return Episodes(lengths, first // n_steps, np.zeros(len(first), dtype=int))
 
 
 def read_in_order(buffer: RolloutBuffer, action_space: spaces.Space) -> Batch:
     """
     The timesteps of a filled buffer, environment by environment. Its own ``get`` would shuffle them with NumPy's generator and
-    flatten its arrays: what only looks at a rollout takes this.
+    flatten its arrays: code that only looks at a rollout uses this function.
 
     :param buffer: A filled buffer of SB3's
     :param action_space: Action space

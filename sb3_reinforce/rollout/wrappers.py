@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 def innermost(env: VecEnv) -> VecEnv:
     """
     :param env: A vectorized environment
-    :return: What all the wrappers are around, which need not be a ``VecEnv``
+    :return: The object inside all wrappers, which need not be a ``VecEnv``
     """
     while isinstance(env, VecEnvWrapper):
         env = env.venv
@@ -20,43 +20,43 @@ def innermost(env: VecEnv) -> VecEnv:
 
 def of_wrappers(env: VecEnv, wrapper: type[gym.Wrapper], name: str, env_ids: Sequence[int] | None = None) -> list[Any]:
     """
-    An attribute of a wrapper around each environment. ``get_attr`` alone would take what any other object between
-    has of the same name.
+    An attribute of a wrapper around each environment. ``get_attr`` alone might return an attribute of the same name
+    of any other object in between.
 
-    :param env: The vectorized environment, which may have no answer to anything that SB3's algorithms do not ask
+    :param env: The vectorized environment, which may not answer requests that SB3's algorithms do not make
     :param wrapper: Class of the wrapper
     :param name: Name of the attribute
     :param env_ids: Which of the environments; all of them if ``None``
-    :return: Its value for each of them; ``None`` where there is no such wrapper, or no answer
+    :return: The value for each environment; ``None`` where there is no such wrapper, or no answer
     """
     base = innermost(env)
     env_ids = range(env.num_envs) if env_ids is None else env_ids
     unknown = [None] * len(env_ids)
     try:
-        if base.num_envs != env.num_envs:  # a wrapper between makes other environments of them
+        if base.num_envs != env.num_envs:  # a wrapper in between changes the environments
             return unknown
         if isinstance(base, DummyVecEnv):
             return [getattr(unwrap_wrapper(base.envs[i], wrapper), name, None) for i in env_ids]
         is_wrapped = dict(zip(env_ids, base.env_is_wrapped(wrapper, env_ids), strict=True))
-        # No others: a worker process that has no such attribute dies of the question
+        # Only these: a worker process without the attribute would die of the request
         wrapped = [env_id for env_id in env_ids if is_wrapped[env_id]]
         found = dict(zip(wrapped, base.get_attr(name, wrapped), strict=True)) if wrapped else {}
         if found and isinstance(base, SubprocVecEnv):
             holds = base.env_is_wrapped(_Holding(wrapper, name, list(found.values())), wrapped)  # type: ignore[arg-type]
             found = {env_id: found[env_id] for env_id, holding in zip(wrapped, holds, strict=True) if holding}
-    except Exception:  # a simulator's own VecEnv may raise anything, or return what is no list
+    except Exception:  # a simulator's own VecEnv may raise anything, or not return a list
         return unknown
     return [found.get(env_id) for env_id in env_ids]
 
 
 class _Holding:
     """
-    Takes the place of a class where a worker process asks whether something is an instance of it: whether it is a wrapper that
-    itself has one of some values.
+    Stands in for a class in the ``isinstance`` checks of a worker process: instances are the wrappers of a class that have one
+    of some values in an attribute of their own.
 
     :param wrapper: Class of the wrapper
     :param name: Name of the attribute
-    :param values: Its values
+    :param values: The values
     """
 
     def __init__(self, wrapper: type[gym.Wrapper], name: str, values: Sequence[Any]):

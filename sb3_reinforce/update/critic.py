@@ -26,18 +26,18 @@ def fit_critic(
 
     :param actor_critic: The policy
     :param batch: The batch, with the returns as targets
-    :param parameters: The parameters that reach the values alone; none: nothing is done
+    :param parameters: The parameters that reach only the values; if there are none, nothing is done
     :param n_updates: Number of passes over the batch
     :param batch_size: Largest number of timesteps per minibatch; the minibatches of a pass are of equal size
     :param max_grad_norm: The largest norm of a gradient
     :param workers: The workers, each with a batch of its own: they take the same steps, along the gradients of all their
-        batches. A minibatch is made of a part of each worker's
+        batches. A minibatch consists of a part of each worker's batch
     :raises ValueError: If the regression diverges
     """
     if not parameters or n_updates == 0:
         return
     regression = actor_critic.regression(batch)
-    # No gradient is left on the actor's parameters, so that the optimizer passes them over
+    # No gradient is left on the actor's parameters, so that the optimizer skips them
     actor_critic.policy.optimizer.zero_grad(set_to_none=True)
     minibatches = (minibatch for _ in range(n_updates) for minibatch in actor_critic.minibatches(batch, batch_size, workers))
     if is_plain(regression, parameters):
@@ -64,9 +64,9 @@ def _minibatch_gradient(
     where = rows if isinstance(rows, slice) else th.from_numpy(rows).to(device)
     for values, returns in regression.values_and_returns(where):
         part_loss = ((values - returns) ** 2).sum() / n_total
-        # A layer that the values do not go through has a gradient of zero, with every worker
+        # A layer that the values do not go through has a gradient of zero, in every worker
         found = list(th.autograd.grad(part_loss, parameters, allow_unused=True, materialize_grads=True))
-        for total, part_gradient in zip(gradients, found, strict=False):  # there are none at first
+        for total, part_gradient in zip(gradients, found, strict=False):  # `gradients` is empty at first
             total += part_gradient
         gradients = gradients or found
         loss = loss + part_loss.detach()

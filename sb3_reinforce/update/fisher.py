@@ -24,7 +24,7 @@ from sb3_reinforce.actor_critic.state import detached
 from sb3_reinforce.distributed.workers import Alone
 from sb3_reinforce.update.kl import kl_divergence
 
-#: Norm of the right-hand side that the solver gets. It starts from noise of 1e-4, which has to vanish against the solution
+#: Norm of the right-hand side for the solver, which starts from noise of 1e-4 that must be negligible beside the solution
 SOLVER_NORM = 1e6
 #: The solver stops where the residual is smaller than the right-hand side by this factor
 RESIDUAL_TOLERANCE = 1e-5
@@ -34,7 +34,7 @@ class NoDirectionError(ValueError):
     """
     There is nothing to learn from a batch: every direction is as good as the others.
 
-    :param message: What shows it
+    :param message: The evidence
     """
 
     def __init__(self, message: str):
@@ -43,21 +43,21 @@ class NoDirectionError(ValueError):
 
 class Fisher:
     r"""
-    The Fisher information of a policy, a matrix that is known by its products with vectors.
+    The Fisher information of a policy, a matrix that is only multiplied by vectors, never formed.
 
     .. math::
         F = \frac{1}{n} \sum_t \nabla^2_{\theta'}
         \operatorname{KL}\big(\pi_\theta(\cdot | s_t) \,\|\, \pi_{\theta'}(\cdot | s_t)\big) \Big|_{\theta' = \theta}
 
-    The divergence of an action is the sum over its dimensions. Where the batch is one piece, its graph is built once and
-    serves all products; else the pieces' graphs are built anew for each, one at a time, so that the memory stays bounded.
+    The divergence of an action is the sum over its dimensions. If the batch is one piece, its graph is built once and
+    serves all products; else the pieces' graphs are built anew for each product, one at a time, to bound the memory.
 
     :param actor_critic: The policy
     :param batch: The timesteps to average over
     :param parameters: The parameters to differentiate by, none of them frozen. The attribute ``parameters`` holds those
-        of them that reach the distribution of any timestep, in the order that the vectors have
-    :param workers: The workers, whose timesteps are averaged over together
-    :param keep: Whether the attribute holds the others, too
+        that reach the distribution of any timestep, in the order of the vectors' elements
+    :param workers: The workers; the average is over the timesteps of all of them
+    :param keep: Whether the attribute also holds the other parameters
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Fisher:
         self._actor_critic = actor_critic
         self._workers = workers
         self._pieces = list(actor_critic.pieces(batch))
-        # The same dropout in each product, or this would not be one matrix
+        # All products need the same dropout, or they would not belong to one matrix
         self._noise = _generator(batch.actions.device).get_state()
         divergence = th.zeros(())
         reached = th.zeros(len(self._pieces), len(parameters))
@@ -117,7 +117,7 @@ class Fisher:
         return flat_grad(graph.dot(vector), self.parameters, retain_graph=True)
 
     def _divergence(self, piece: Batch) -> th.Tensor:
-        """The sum of the KL divergences, of value zero: its derivatives are what counts."""
+        """The sum of the KL divergences. Its value is zero; only its derivatives matter."""
         with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
             distributions = self._actor_critic.distributions(piece)
         return th.stack([kl_divergence(detached(one), one).sum() for one in distributions]).sum()
@@ -127,11 +127,11 @@ class Fisher:
 def second_derivative_named(policy: ActorCriticPolicy) -> Iterator[None]:
     """
     :param policy: The policy
-    :raises ValueError: If PyTorch says that there is no second derivative of it
+    :raises ValueError: If PyTorch says that the policy has no second derivative
     """
     try:
         yield
-    except RuntimeError as error:  # NotImplementedError among them
+    except RuntimeError as error:  # which includes NotImplementedError
         if "derivative" not in str(error):
             raise
         raise ValueError(
@@ -175,8 +175,8 @@ def scaled_step(product: Callable[[th.Tensor], th.Tensor], direction: th.Tensor,
     :raises ValueError: If the direction is not finite
     """
     curvature = float(direction.dot(product(direction)))
-    if not 0.0 < curvature < math.inf:  # NaN, too, where the direction is not finite
-        # Never below zero except by rounding
+    if not 0.0 < curvature < math.inf:  # also NaN, if the direction is not finite
+        # It is below zero only by rounding
         error = NoDirectionError if math.isfinite(curvature) else ValueError
         raise error(
             "The natural gradient needs a finite direction along which the policy changes, got one with a Fisher information "
@@ -191,8 +191,8 @@ def scaled_step(product: Callable[[th.Tensor], th.Tensor], direction: th.Tensor,
 @contextmanager
 def _fixed_noise(device: th.device, noise: th.Tensor | None = None) -> Iterator[None]:
     """
-    The solver starts from random numbers. With these they are the same in all workers, and none are taken from the
-    generator that the actions come from.
+    The solver starts from random numbers. With fixed noise they are the same in all workers, and the state of the
+    generator that the actions come from does not change.
     """
     generator = _generator(device)
     state = generator.get_state()

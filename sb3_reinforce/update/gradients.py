@@ -81,11 +81,11 @@ def estimate_gradients(
     :param batch: The batch
     :param weights: Weight of each log-probability (advantages over the number of episodes or timesteps),
         shape ``(n_timesteps,)``
-    :param parameters: The parameters; without any of the value loss there is no value loss
+    :param parameters: The parameters; if ``parameters.value`` is empty, there is no value loss
     :param ent_coef: Coefficient of the entropy
     :param vf_coef: Coefficient of the value loss
-    :param n_total: Number of timesteps that the means are over: of this batch, or of this one and those of other workers, to
-        whose sums it is then to be added
+    :param n_total: Number of timesteps that the means are over: of this batch, or of the batches of all workers, whose results
+        are then to be added up
     :return: Losses and gradients
     """
     has_critic = len(parameters.value) > 0
@@ -101,7 +101,7 @@ def estimate_gradients(
         else:
             log_prob, entropy = actor_critic.act(piece)
         policy_loss = -(weights[rows] * log_prob).sum()
-        # Where the entropy has no analytical form, minus the log-probability estimates it, as in A2C
+        # If the entropy has no analytical form, minus the log-probability estimates it, as in A2C
         entropy_loss = (log_prob if entropy is None else -entropy).sum() / n_total
         value_loss = ((piece.returns - piece_values) ** 2).sum() / n_total if has_critic else th.zeros_like(policy_loss)
         _add_gradients(actor, policy_loss + ent_coef * entropy_loss, parameters.actor, retain_graph=has_critic)
@@ -118,7 +118,7 @@ def _add_gradients(
     if not parameters:
         return
     parts = th.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True, materialize_grads=True)
-    if not gradients:  # no second set of what may be large
+    if not gradients:  # a second set might take much memory
         gradients += parts
         return
     for total, part in zip(gradients, parts, strict=True):
@@ -129,7 +129,7 @@ def add_up(gradients: Gradients, workers: Alone) -> Gradients:
     """
     :param gradients: Losses and gradients of this worker's batch, each a part of a sum
     :param workers: The workers
-    :return: Those of all workers' batches; log-probabilities and values are left this worker's own
+    :return: Losses and gradients of all workers' batches; log-probabilities and values stay this worker's own
     """
     tensors = [*gradients.actor, *gradients.critic]
     policy_loss, entropy_loss, value_loss = workers.add_up_with(tensors, gradients[:3])

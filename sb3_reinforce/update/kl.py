@@ -25,16 +25,16 @@ def approximate_kl(actor_critic: ActorCritic, batch: Batch, old_log_probs: th.Te
 
 def kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
     """
-    The KL divergence. PyTorch's own is infinite as soon as a probability rounds to 0 or 1 (that of a Bernoulli from a logit of
-    17 on); these are taken from the logits.
+    The KL divergence. PyTorch's own is infinite as soon as a probability rounds to 0 or 1 (for a Bernoulli, from a logit of
+    17 on); this one is computed from the logits.
 
     :param old: A distribution
-    :param new: One of the same kind
-    :return: The divergence of the new one from the old one, the batch shape of the two
+    :param new: Another of the same kind
+    :return: The divergence of the new one from the old one, in the batch shape of the two
     """
     if isinstance(old, Independent) and isinstance(new, Independent):
         divergence = kl_divergence(old.base_dist, new.base_dist)
-        for _ in range(old.reinterpreted_batch_ndims):  # none, too
+        for _ in range(old.reinterpreted_batch_ndims):  # possibly none
             divergence = divergence.sum(-1)
         return divergence
     if isinstance(old, Bernoulli) and isinstance(new, Bernoulli):
@@ -46,6 +46,6 @@ def kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
 
 
 def _expected(probs: th.Tensor, minuend: th.Tensor, subtrahend: th.Tensor) -> th.Tensor:
-    """Probabilities times a difference; nothing where the probability is zero, as of a masked action, whose logit is -inf."""
+    """Probabilities times a difference; zero where the probability is, as for a masked action (logit -inf)."""
     never = probs == 0
     return probs * (minuend.masked_fill(never, 0.0) - subtrahend.masked_fill(never, 0.0))

@@ -24,16 +24,16 @@ from sb3_reinforce.update.policy_step import OptimizerStep, gradient_step
 
 #: From this multiple of its target on, a step's divergence is worth a warning, if it is at least the second number
 OVERSHOOT, LEAST_OVERSHOOT = 10.0, 1e-3
-#: From this multiple of its target on, a step is undone, if the divergence is at least the second number: it would end the
-#: learning for good where it makes a policy sure of the wrong action
+#: From this multiple of its target on, a step is undone, if the divergence is at least the second number: such a step
+#: can end the learning for good, if it makes the policy sure of a wrong action
 TOO_FAR, LEAST_TOO_FAR = 100.0, 0.1
-#: What is smaller than this, relative to what it is a sum of, is a rounding error
+#: A sum that is smaller than this, relative to its terms, is a rounding error
 ROUNDING = 4 * th.finfo(th.float32).eps
 
 
 class TooFarError(ValueError):
     """
-    The second-order divergence says nothing of where a step would lead.
+    The second-order divergence says nothing about where a step would lead.
 
     :param message: How far it would have gone
     """
@@ -60,7 +60,7 @@ class Settings(NamedTuple):
 
 class NaturalStep(OptimizerStep):
     """
-    Moves the actor along its natural gradient, if that has a direction, and the critic with the policy's optimizer.
+    Moves the actor along its natural gradient, if the gradient has a direction, and the critic with the policy's optimizer.
 
     :param model: The model that it belongs to
     """
@@ -71,7 +71,7 @@ class NaturalStep(OptimizerStep):
     _warned_of_direction = False
     _warned_of_overshoot = False
     _warned_of_undoing = False
-    # Whether it is known what the other workers have found
+    # Whether the workers have told each other if they have found a reward
     _begun = False
 
     def check(self) -> None:
@@ -92,7 +92,7 @@ class NaturalStep(OptimizerStep):
         if not parameters.actor:
             return super().take(gradients, batch, weights, parameters)
         logs = self._move_actor(gradients.actor, batch, weights, parameters.actor)
-        # The optimizer moves what the critic's loss reaches, and leaves out parameters without a gradient
+        # The optimizer moves the parameters that the critic's loss reaches, and skips those without a gradient
         optimizer, joint = self.model.policy.optimizer, self.joint(parameters)
         gradient_step(optimizer, gradients._replace(actor=[]), [], joint, self.model.max_grad_norm)
         return logs
@@ -105,7 +105,7 @@ class NaturalStep(OptimizerStep):
         settings = Settings(target_kl, model.cg_max_steps, model.cg_damping, model.sub_sampling_factor)
         norm = divergence = 0.0
         try:
-            # Also with an entropy bonus: for that alone no step is worth its full length
+            # Also with an entropy bonus: the bonus alone does not justify a step of full length
             self._check_reward_found()
             check_advantages(batch, model.normalize_advantage, model.workers)
             norm, divergence = natural_step(model.actor_critic, batch, weights, gradient, parameters, settings, model.workers)
@@ -116,7 +116,7 @@ class NaturalStep(OptimizerStep):
                     f"{target_kl:.3g}."
                 )
         except NoDirectionError as error:
-            # A solved task has such batches, as has one whose reward is yet to be found: the next one may be different
+            # A solved task has such batches, and so has a task whose reward is not found yet: the next batch may be different
             if not self._warned_of_direction:
                 warnings.warn(f"{error} No natural step is made in such updates.", UserWarning, stacklevel=2)
                 self._warned_of_direction = True
@@ -137,11 +137,11 @@ class NaturalStep(OptimizerStep):
 
     def _check_reward_found(self) -> None:
         """
-        :raises NoDirectionError: If no reward other than zero has ever been recorded, so that what the critic finds better or
-            worse is its own error
+        :raises NoDirectionError: If no reward other than zero has ever been recorded, so that the advantages are only errors
+            of the critic
         """
         model = self.model
-        if not self._begun:  # the step was chosen while the model learned
+        if not self._begun:  # this kind of step was chosen during learning
             self._share_found()
         if not model._reward_found:
             # SB3's own buffer has the critic's value in the last reward of a truncated episode, which then counts as found
@@ -152,7 +152,7 @@ class NaturalStep(OptimizerStep):
 
 def warn_of_length(what: str) -> None:
     """
-    :param what: What a natural step has come to
+    :param what: A sentence about the natural step that went too far
     """
     warnings.warn(
         f"{what} Its length is measured to second order, which does not reach far enough where the policy is nearly "
@@ -179,13 +179,13 @@ def natural_step(
     :param batch: The batch
     :param weights: Weights of the log-probabilities in the gradient, shape ``(n_timesteps,)``
     :param gradient: Gradient of the loss, for each parameter
-    :param parameters: Those parameters, none of them frozen
-    :param settings: Size of the step, and how it is solved for
-    :param workers: The workers, each of which has a part of the batch and the gradient of all of it
-    :return: Norm of the gradient, and KL divergence of the policy from what it was before, averaged over the timesteps
+    :param parameters: The parameters, none of them frozen
+    :param settings: How the step is computed
+    :param workers: The workers, each of which has a part of the batch, and the gradient of the whole batch
+    :return: Norm of the gradient, and KL divergence of the policy from the one before, averaged over the timesteps
     :raises NoDirectionError: If the gradient is zero, up to rounding, or the policy does not change along it
     :raises TooFarError: If the real divergence of the step is far beyond its second-order one
-    :raises ValueError: If the gradient or the step is not finite. In all cases the weights are then as they were
+    :raises ValueError: If the gradient or the step is not finite. After any of these errors the weights are unchanged
     """
     # In float64, which not every device has
     norm = float(th.linalg.vector_norm(th.cat([part.flatten() for part in gradient]).cpu().double()))
@@ -193,7 +193,7 @@ def natural_step(
         raise ValueError(f"The gradient of the policy must be finite, got a norm of {norm}.")
     with kept_buffers(actor_critic.policy), second_derivative_named(actor_critic.policy):
         fisher = sampled = Fisher(actor_critic, batch, parameters, workers)
-        if settings.sub_sampling_factor > 1:  # how far the policy moves is a matter of all timesteps
+        if settings.sub_sampling_factor > 1:  # `fisher`, of all timesteps, still measures how far the policy moves
             some = actor_critic.sub_sample(batch, settings.sub_sampling_factor, workers)
             sampled = Fisher(actor_critic, some, fisher.parameters, workers, keep=True)
         of_parameter = dict(zip(parameters, gradient, strict=True))
@@ -242,18 +242,18 @@ def divergence_from(before: Sequence[Distribution], actor_critic: ActorCritic, b
     :param before: The distributions that the policy had
     :param actor_critic: The policy
     :param batch: The batch
-    :return: The sum over all timesteps of the KL divergences of the policy from what it was
+    :return: The sum over all timesteps of the KL divergences of the policy from these distributions
     """
     try:
         after = distributions_as_it_acts(actor_critic, batch)
-    except ValueError:  # PyTorch refuses what is out of all bounds, such as a deviation of zero
+    except ValueError:  # PyTorch refuses parameters out of range, such as a deviation of zero
         return math.inf
     return sum(float(kl_divergence(old, new).sum()) for old, new in zip(before, after, strict=True))
 
 
 def check_policy(actor_critic: ActorCritic) -> None:
     """
-    :param actor_critic: The policy. One that has no output for an observation that is drawn is not looked at
+    :param actor_critic: The policy. If it has no output for a drawn observation, it is not checked
     :raises ValueError: If the KL divergence between its distributions is not known
     """
     batch = actor_critic.drawn_batch()
@@ -272,7 +272,7 @@ def check_policy(actor_critic: ActorCritic) -> None:
 
 def check_second_derivative(actor_critic: ActorCritic) -> None:
     """
-    :param actor_critic: The policy. One that has no output for an observation that is drawn is looked at when it first steps
+    :param actor_critic: The policy. If it has no output for a drawn observation, it is not checked before its first step
     :raises ValueError: If its distribution cannot be differentiated twice by the actor's parameters
     """
     policy, batch = actor_critic.policy, actor_critic.drawn_batch()
@@ -291,9 +291,9 @@ def check_advantages(batch: Batch, normalize_advantage: bool, workers: Alone) ->
     """
     The natural step is as long for a small gradient as for a large one, so rounding errors must not pass for advantages.
 
-    :param batch: A batch, with advantages that are not normalized, and the returns that they are differences of
+    :param batch: A batch with its returns, and with advantages that are not normalized
     :param normalize_advantage: Whether their mean will be subtracted
-    :param workers: The workers, of whose advantages one other than zero is enough
+    :param workers: The workers; a nonzero advantage in one of them is enough
     :raises NoDirectionError: If the advantages are all zero, up to rounding
     """
     of_advantages, of_returns = (workers.moments(array.cpu().numpy()) for array in (batch.advantages, batch.returns))
@@ -312,11 +312,11 @@ def check_advantages(batch: Batch, normalize_advantage: bool, workers: Alone) ->
 def check_gain(gain: float, weights: th.Tensor, target_kl: float, workers: Alone) -> None:
     r"""
     Along the step :math:`s` the objective rises by :math:`\sum_t w_t x_t` with :math:`x_t = s^\top \nabla \log \pi(a_t|s_t)`,
-    whose mean square under the policy is :math:`s^\top F s`, twice the divergence. Where the policy is nearly sure of its
-    actions, the terms cancel: what is then left of a batch without a rare action is rounding, and scaled to a step of
-    full length it would point anywhere.
+    whose mean square under the policy is :math:`s^\top F s`, twice the divergence. If the policy is nearly sure of its
+    actions, the terms cancel: without a rare action in the batch only rounding errors are left, and a step of full length
+    would point anywhere.
 
-    :param gain: By how much, to first order, the loss falls along the step
+    :param gain: The amount by which the loss falls along the step, to first order
     :param weights: :math:`w_t`, shape ``(n_timesteps,)``
     :param target_kl: Divergence of the step
     :param workers: The workers, over whose timesteps the sum runs
@@ -324,7 +324,7 @@ def check_gain(gain: float, weights: th.Tensor, target_kl: float, workers: Alone
     """
     of_weights = workers.moments(weights.cpu().numpy())
     most = of_weights.n * of_weights.root_mean_square * math.sqrt(2.0 * target_kl)
-    if not gain >= ROUNDING * most:  # NaN, too
+    if not gain >= ROUNDING * most:  # also NaN
         raise NoDirectionError(
             f"The natural gradient needs a direction, got one along which the objective rises by {gain:.3g}, a rounding error "
             f"beside the {most:.3g} that it could."

@@ -1,8 +1,8 @@
 """
 The critic of SB3's MLP policies, fitted in NumPy.
 
-A small MLP spends most of its training in bookkeeping. By its gradient written out and Adam on one flat vector it is fitted 3
-times as fast as by the same steps in PyTorch, which every other critic and optimizer takes.
+Training a small MLP is mostly bookkeeping. With the gradient written out and Adam on one flat vector, it is 3 times as fast
+as the same steps in PyTorch, which are used for every other critic and optimizer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,16 +16,16 @@ from sb3_reinforce.actor_critic.actor_critic import Regression
 from sb3_reinforce.actor_critic.inspection import alternates, has_own_forward
 from sb3_reinforce.distributed.workers import Alone
 
-#: Larger critics are fitted in PyTorch, which needs no copies of the weights and of the state of the optimizer
+#: Larger critics are fitted in PyTorch, which needs no copies of the weights and the optimizer's state
 MAX_FLAT = 2**20
 
 
 def is_plain(regression: Regression, parameters: Sequence[nn.Parameter]) -> bool:
     """
     :param regression: A critic
-    :param parameters: The parameters that reach the values alone
-    :return: Whether it and its optimizer are the ones that are written out in NumPy: a tanh or ReLU MLP of float32 on the CPU,
-        after a features extractor that the actor shares, and Adam without extras
+    :param parameters: The parameters that reach only the values
+    :return: Whether the critic and its optimizer are of the kind that is written out in NumPy: a tanh or ReLU MLP of float32
+        on the CPU, after a features extractor that the actor shares, and Adam without extras
     """
     policy = regression.actor_critic.policy
     optimizer = policy.optimizer
@@ -61,7 +61,7 @@ def fit_in_numpy(
 ) -> list[float]:
     """
     :param regression: A critic that :func:`is_plain`
-    :param minibatches: For each step its rows, and the number of all workers' rows
+    :param minibatches: For each step the rows of this worker, and the number of rows of all workers
     :param max_grad_norm: The largest norm of a gradient
     :param workers: The workers
     :return: The loss of each minibatch
@@ -74,7 +74,7 @@ def fit_in_numpy(
     adam = _FlatAdam(policy.optimizer, critic.parameters)
     gradient = th.from_numpy(critic.gradient)  # the same memory
     losses = []
-    with np.errstate(all="ignore"):  # what diverges is found in the losses
+    with np.errstate(all="ignore"):  # the losses show if the fit diverges
         for rows, n_total in minibatches:
             losses.append(critic.mse_gradient(x[rows], y[rows], n_total))
             workers.add_up([gradient])
@@ -88,10 +88,10 @@ def fit_in_numpy(
 
 class _FlatMlp:
     """
-    An MLP in NumPy, its weights and their gradient two flat vectors.
+    An MLP in NumPy. Its weights are one flat vector, and their gradient is another.
 
     :param linears: The linear layers
-    :param is_tanh: For each but the last, whether tanh (else ReLU) follows
+    :param is_tanh: For each layer except the last, whether tanh (else ReLU) follows
     """
 
     def __init__(self, linears: Sequence[nn.Linear], is_tanh: Sequence[bool]):
@@ -110,11 +110,11 @@ class _FlatMlp:
 
     def mse_gradient(self, x: np.ndarray, y: np.ndarray, n_total: int) -> float:
         """
-        Sum of squared errors over ``n_total``; its gradient is left in ``gradient``.
+        Sum of squared errors over ``n_total``; its gradient is written to ``gradient``.
 
         :param x: Inputs, shape ``(n, n_features)``
         :param y: Targets, shape ``(n,)``
-        :param n_total: What the sum is divided by
+        :param n_total: The divisor of the sum
         :return: The error
         """
         activations = [x]
@@ -143,7 +143,7 @@ class _FlatMlp:
         return float(flat.dot(flat)) / n_total
 
     def write_back(self) -> None:
-        """Put the weights into the parameters."""
+        """Write the weights to the parameters."""
         _write(self.weights, self.parameters)
 
 
@@ -188,7 +188,7 @@ class _FlatAdam:
         weights -= change
 
     def write_back(self) -> None:
-        """Put the moments into the state of the optimizer."""
+        """Write the moments to the state of the optimizer."""
         for name, flat in (("exp_avg", self.mean), ("exp_avg_sq", self.square)):
             _write(flat, [state[name] for state in self._states])
         for state in self._states:

@@ -20,8 +20,8 @@ from sb3_reinforce.update.gradients import Gradients
 class PolicyStep:
     """
     Moves the policy along the gradient estimate of a batch, jointly with one step of the critic. One object serves a model
-    for as long as it learns; it reads the model's arguments when it takes a step, as they may be changed at any time. A saved
-    model names the class; what an object has gathered is not saved.
+    for as long as it learns; it reads the model's arguments when it takes a step, as they may change at any time. A saved
+    model names the class; the object's own state is not saved.
 
     :param model: The :class:`sb3_reinforce.REINFORCE` that it belongs to, with ``policy``, ``policy.optimizer``,
         ``actor_critic`` (the policy on a batch), ``workers`` and all arguments
@@ -36,7 +36,7 @@ class PolicyStep:
     def of_copy(self, model: Any) -> "PolicyStep":
         """
         :param model: A copy of the model
-        :return: The same for the copy
+        :return: A copy of this step that belongs to it
         """
         copied = copy.copy(self)
         copied.model = model
@@ -46,7 +46,7 @@ class PolicyStep:
         """
         Called when the model gets its policy, and when learning begins.
 
-        :raises ValueError: If the step cannot be taken with it
+        :raises ValueError: If the step cannot be taken with the policy
         """
 
     def begin(self) -> None:
@@ -65,7 +65,7 @@ class PolicyStep:
         :param batch: The batch
         :param weights: Weight of each log-probability in the estimate, shape ``(n_timesteps,)``
         :param parameters: The parameters that the update trains
-        :return: What is logged as ``train/...``, by its name
+        :return: The values to log as ``train/...``, by name
         :raises ValueError: If a gradient is not finite
         """
         raise NotImplementedError(f"{type(self).__name__} must define `take`.")
@@ -73,8 +73,8 @@ class PolicyStep:
     def joint(self, parameters: Parameters) -> list[th.nn.Parameter]:
         """
         :param parameters: The parameters that the update trains
-        :return: Those that the value loss moves together with the policy step. With ``vf_coef=0`` the critic is left to its
-            own passes: not even its momentum moves it here
+        :return: Those that the value loss moves together with the policy step. With ``vf_coef=0`` the critic moves only in its
+            own passes: here not even its momentum moves it
         """
         return parameters.value if self.model.vf_coef > 0 else []
 
@@ -94,12 +94,12 @@ class OptimizerStep(PolicyStep):
 
 def clip_by_norm(gradients: Sequence[th.Tensor], max_norm: float) -> th.Tensor:
     """
-    Scale gradients in place so that their common norm is at most ``max_norm``. A third of the time of PyTorch's own
-    function for the few small gradients of an MLP, as it does not sort them by device first.
+    Scale gradients in place so that their common norm is at most ``max_norm``. For the few small gradients of an MLP
+    this takes a third of the time of PyTorch's own function, which first sorts them by device.
 
     :param gradients: The gradients
     :param max_norm: The largest norm
-    :return: Their norm before, a scalar
+    :return: Their norm before the scaling, a scalar
     """
     norm = th.linalg.vector_norm(th.stack([th.linalg.vector_norm(gradient) for gradient in gradients]))
     scale = th.clamp(max_norm / (norm + 1e-6), max=1.0)

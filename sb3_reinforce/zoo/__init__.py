@@ -1,7 +1,7 @@
 """
 RL Zoo (``rl_zoo3``) with REINFORCE in it: ``python -m sb3_reinforce.zoo VERB ...``, or ``sb3-reinforce-zoo VERB ...``.
 
-A script of one's own, or a ``custom_envs.py``, that wants the algorithm in RL Zoo and nothing else calls :func:`register`.
+If you only want the algorithm in RL Zoo, call :func:`register` in a script of your own or in ``custom_envs.py``.
 """
 
 from sb3_reinforce.zoo.cli import main

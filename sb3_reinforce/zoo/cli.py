@@ -62,7 +62,7 @@ def _run(verb: str, arguments: list[str]) -> None:
     """
     folder = os.getcwd()
     if not getattr(sys.flags, "safe_path", False) and not {"", folder} & set(sys.path):
-        # As with `python -m`, for a `custom_envs.py`, or a configuration or environments that are modules
+        # As with `python -m`: finds a `custom_envs.py`, and modules with a configuration or environments
         sys.path.append(folder)
     register()
     with contextlib.ExitStack() as stack:
@@ -80,14 +80,14 @@ def _run(verb: str, arguments: list[str]) -> None:
                 runpy.run_module(f"rl_zoo3.{verb}", run_name="__main__")
             except FileNotFoundError:
                 if verb != "benchmark" or not all(children):
-                    raise  # else: no evaluation made the folder for the results
+                    raise  # else every evaluation failed, so there is no folder for the results
     if verb == "benchmark" and any(children):
         # RL Zoo skips them
         sys.exit(f"{PROG} benchmark: {sum(map(bool, children))} of {len(children)} evaluations failed, see above.")
 
 
 def _add_argument(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> argparse.Action:
-    """RL Zoo's own arguments, but the one for a trial takes the best and trial 0 too."""
+    """RL Zoo's own arguments, except that the one for a trial also takes the best trial and trial 0."""
     if "--trial-id" in args:
         kwargs["type"] = _trial_id
         kwargs["help"] = f"Trial id to load from an Optuna storage, or '{BEST_TRIAL}'."
@@ -98,7 +98,7 @@ def _trial_id(text: str) -> int | str:
     if text == BEST_TRIAL:
         return text
     try:
-        # RL Zoo takes the number 0 for no trial at all
+        # RL Zoo takes the number 0 to mean no trial
         return int(text) or "0"
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither the number of a trial nor {BEST_TRIAL!r}") from None
@@ -117,9 +117,9 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def _our_children() -> Iterator[list[int]]:
     """
-    The scripts that RL Zoo's scripts start know nothing of REINFORCE: start ours instead, with this very Python.
+    The scripts that RL Zoo's scripts start know nothing of REINFORCE: start ours instead, with the same Python.
 
-    :return: The exit statuses of those that were started, one by one
+    :return: The exit statuses of the started scripts, in order
     """
     call: Callable[..., int] = subprocess.call
     statuses: list[int] = []
@@ -143,9 +143,9 @@ def _our_children() -> Iterator[list[int]]:
 @contextlib.contextmanager
 def _ffmpeg(required: bool) -> Iterator[None]:
     """
-    Have ``ffmpeg`` on the PATH, where RL Zoo looks for it: the one that came with MoviePy if there is no other.
+    Put ``ffmpeg`` on the PATH, where RL Zoo looks for it: the one that came with MoviePy if there is no other.
 
-    :param required: Whether to give up without it
+    :param required: Whether to exit if there is none
     """
     if shutil.which("ffmpeg") is not None:
         yield
@@ -165,7 +165,7 @@ def _ffmpeg(required: bool) -> Iterator[None]:
         name = "ffmpeg.exe" if os.name == "nt" else "ffmpeg"
         try:
             os.symlink(executable, os.path.join(folder, name))
-        except OSError:  # not everyone may make links on Windows
+        except OSError:  # Windows does not let every user make links
             shutil.copy(executable, os.path.join(folder, name))
         path = os.environ.get("PATH")
         os.environ["PATH"] = folder if path is None else folder + os.pathsep + path
@@ -180,7 +180,7 @@ def _ffmpeg(required: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hub() -> Iterator[None]:
-    """Give RL Zoo the Hugging Face packages that it was written for; their later versions renamed and changed a few things."""
+    """Give RL Zoo the Hugging Face functions that it was written for; later versions renamed and changed a few things."""
     import huggingface_hub.repocard
     import huggingface_sb3
     from huggingface_hub.errors import HfHubHTTPError
@@ -193,14 +193,14 @@ def _hub() -> Iterator[None]:
         try:
             return load_from_hub(*args, **kwargs)
         except HfHubHTTPError as error:
-            # The Hub's errors were once errors of requests, and RL Zoo awaits one where a model was not normalized
+            # The Hub's errors were once errors of requests, and RL Zoo expects one if a model was not normalized
             raise HTTPError(str(error)) from error
 
     def metadata(*args: Any) -> dict[str, Any]:
         return pushing._generate_metadata(*args).to_dict()
 
     def save(path: Any, data: dict[str, Any]) -> Any:
-        # The model card has just been written, with commands that know RL Zoo's own algorithms only
+        # The model card has just been written, with commands that know only RL Zoo's own algorithms
         card = path.read_text(encoding="utf-8")
         if f"--algo {ALGO} " in card:
             card = card.replace("python -m rl_zoo3.", "python -m sb3_reinforce.zoo ")

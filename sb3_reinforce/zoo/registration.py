@@ -1,4 +1,4 @@
-"""Makes ``reinforce`` an algorithm of RL Zoo's, in the dictionaries and the class that all its scripts share."""
+"""Adds ``reinforce`` to RL Zoo's algorithms, in the dictionaries and the class that all its scripts share."""
 
 import copy
 import functools
@@ -20,9 +20,9 @@ from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.zoo.search import convert_reinforce_params, sample_reinforce_params
 
 ALGO = "reinforce"
-# What ExperimentManager takes for the best trial of a study
+# The name of a study's best trial
 BEST_TRIAL = "best"
-# Keys of an entry that RL Zoo keeps for itself
+# Keys of an entry that RL Zoo uses itself
 ZOO_KEYS = (
     "callback",
     "env_kwargs",
@@ -39,7 +39,7 @@ _EXP_MANAGER = "rl_zoo3.exp_manager"
 
 def register() -> None:
     """
-    Add REINFORCE to RL Zoo as ``reinforce``. Calling it again, or from several places, changes nothing more.
+    Add REINFORCE to RL Zoo as ``reinforce``. Further calls change nothing.
 
     :raises ImportError: If RL Zoo is not installed
     """
@@ -50,35 +50,35 @@ def register() -> None:
             raise
         raise ImportError('RL Zoo is not installed, please run `pip install "sb3-reinforce[zoo]"`.') from error
 
-    # In place: RL Zoo's scripts import the dictionaries by name. What someone else put there stays
+    # In place: RL Zoo's scripts import the dictionaries by name. Existing entries stay
     utils.ALGOS.setdefault(ALGO, REINFORCE)
     hyperparams_opt.HYPERPARAMS_SAMPLER.setdefault(ALGO, sample_reinforce_params)
     hyperparams_opt.HYPERPARAMS_CONVERTER.setdefault(ALGO, convert_reinforce_params)
 
     exp_manager = sys.modules.get(_EXP_MANAGER)
     if exp_manager is None:
-        # First the environments: RL Zoo imports a `custom_envs.py` with them, which may well call this function
+        # First the environments: RL Zoo imports a `custom_envs.py` with them, which may call this function
         importlib.import_module("rl_zoo3.import_envs")
         exp_manager = importlib.import_module(_EXP_MANAGER)
     if "ExperimentManager" in vars(exp_manager):
         _extend(exp_manager.ExperimentManager)
     else:
-        # A `custom_envs.py` calls from amidst the import of that very module
+        # The call comes from a `custom_envs.py`, while that module is still being imported
         exp_manager.__class__ = _ExtendedOnFirstUse
 
 
 def default_config() -> Path:
     """
-    :return: The file with the hyperparameters that are used when the user names none
+    :return: The file of hyperparameters that is used unless the user names another
     """
     package = Path(__file__).parent.parent
     shipped = package / "zoo_configs" / f"{ALGO}.yml"
-    # In a checkout it lies beside the package
+    # In a checkout the file is beside the package
     return shipped if shipped.is_file() else package.parent / "zoo_configs" / f"{ALGO}.yml"
 
 
 class _ExtendedOnFirstUse(ModuleType):
-    """A module that is still being imported, whose class can be extended only when someone asks for it."""
+    """A module that is still being imported, whose class can be extended only when it is first accessed."""
 
     @property
     def ExperimentManager(self) -> type:
@@ -93,7 +93,7 @@ class _ExtendedOnFirstUse(ModuleType):
 
 def _extend(manager: Any) -> None:
     """
-    Teach RL Zoo's ``ExperimentManager`` what it cannot look up for this algorithm. In place, since scripts hold it by name.
+    Teach RL Zoo's ``ExperimentManager`` what it cannot look up for this algorithm. In place, as scripts import it by name.
 
     :param manager: The class
     """
@@ -123,14 +123,14 @@ def _with_default_config(init: Callable[..., None]) -> Callable[..., None]:
 def _with_any_trial(read_hyperparameters: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(read_hyperparameters)
     def wrapper(self: Any) -> Any:
-        # RL Zoo itself would go on without the study
+        # Without this check RL Zoo would go on without the study
         if self.trial_id == BEST_TRIAL or (self.algo == ALGO and self.trial_id is not None):
             if not (self.storage and self.study_name):
                 raise ValueError(
                     f"`--trial-id {self.trial_id}` is a trial of a study: please pass its `--storage` and `--study-name` too."
                 )
             if self.trial_id == 0:
-                self.trial_id = "0"  # RL Zoo takes the number for no trial at all
+                self.trial_id = "0"  # RL Zoo takes the number 0 to mean no trial
         return read_hyperparameters(self)
 
     return wrapper
@@ -160,7 +160,7 @@ def _with_own_keys(preprocess: Callable[..., Any]) -> Callable[..., Any]:
         if self.algo != ALGO:
             return preprocess(self, hyperparams)
         hyperparams = _preprocess_own_keys(self, hyperparams)
-        # RL Zoo makes the schedules of its own key itself, and takes none that is made already
+        # RL Zoo makes the schedule of `learning_rate` itself, and does not accept a finished one
         learning_rate = hyperparams.get("learning_rate")
         if callable(learning_rate):
             hyperparams = {**hyperparams, "learning_rate": 0.0}
@@ -175,17 +175,17 @@ def _with_own_keys(preprocess: Callable[..., Any]) -> Callable[..., Any]:
 def _preprocess_own_keys(manager: Any, hyperparams: dict[str, Any]) -> dict[str, Any]:
     """
     :param manager: An ``ExperimentManager``
-    :param hyperparams: An entry, as it stands in a file
-    :return: The entry with the keys ready that RL Zoo does not know
-    :raises ValueError: If a key exists neither in RL Zoo nor as an argument of the algorithm, or its value is neither a number
-        nor a schedule where it has to be one
+    :param hyperparams: An entry, as it is in a file
+    :return: The entry, in which the keys that RL Zoo does not know are ready
+    :raises ValueError: If a key exists neither in RL Zoo nor as an argument of the algorithm, or its value must be a number
+        or a schedule and is neither
     """
     from rl_zoo3.utils import ALGOS
 
     algorithm = ALGOS[manager.algo]
     parameters = inspect.signature(algorithm).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        # Here, before a folder is made: the error is the same for a new run, a resumed one and a search
+        # Here, before a folder is made: the error is the same for a new run, a resumed run and a search
         check_names(hyperparams, [*parameters, *ZOO_KEYS], algorithm.__name__)
     for key in ("learning_rate", "critic_learning_rate", "target_kl"):
         value = hyperparams.get(key)
@@ -197,13 +197,13 @@ def _preprocess_own_keys(manager: Any, hyperparams: dict[str, Any]) -> dict[str,
                 start, end = map(float, between.groups())
                 hyperparams[key] = LinearSchedule(start, end, end_fraction=1.0)
                 continue
-            # Under the name that RL Zoo makes schedules for
+            # Under the name for which RL Zoo makes schedules
             schedule = manager._preprocess_schedules({"learning_rate": value})["learning_rate"]
         except ValueError as error:
             raise ValueError(
                 f"`{key}` must be a number (2.0e-4, not 2e-4, in YAML), lin_NUMBER or lin_START_END, got {value!r}."
             ) from error
-        # RL Zoo does its own key again, and a number is for the algorithm to judge
+        # RL Zoo converts `learning_rate` itself, and the algorithm checks numbers
         if key != "learning_rate" and isinstance(value, str):
             hyperparams[key] = schedule
     return hyperparams
@@ -213,8 +213,8 @@ def _with_drawn_gamma(objective: Callable[..., float]) -> Callable[..., float]:
     @functools.wraps(objective)
     def wrapper(self: Any, trial: Any) -> float:
         if self.algo == ALGO and self.normalize:
-            # The reward is scaled with the discount factor of the trial, as it will be when one trains from this trial.
-            # The sampler may be asked twice: a trial answers the same.
+            # The reward is scaled with the discount factor of the trial, as in later training from this trial.
+            # The sampler may be called twice: a trial gives the same values.
             from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 
             drawn = HYPERPARAMS_SAMPLER[self.algo](trial, self.n_actions, self.n_envs, {})
@@ -238,10 +238,10 @@ def _with_prepared_storage(optimize: Callable[..., None]) -> Callable[..., None]
 
 def _create_tables(storage: str, n_attempts: int = 10) -> None:
     """
-    Create the tables of a database. Of two workers that do so at the same time one fails, at whichever step comes second.
+    Create the tables of a database. If two workers do so at the same time, one of them fails, and has to try again.
 
     :param storage: Address of the database
-    :param n_attempts: How often to try; what is wrong then, the search itself will report
+    :param n_attempts: Number of attempts; if all fail, the search itself reports the error
     """
     import optuna
     from sqlalchemy.exc import DBAPIError

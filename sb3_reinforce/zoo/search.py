@@ -1,4 +1,4 @@
-"""The hyperparameter search: what RL Zoo draws for a trial, and how a trial of a study is read back."""
+"""The hyperparameter search: what RL Zoo draws for a trial, and how to read a trial of a study."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -17,23 +17,23 @@ def sample_reinforce_params(
     trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    Sampler for REINFORCE hyperparams, over complete episodes, whatever the entry to start from says.
+    Sampler for REINFORCE hyperparams, always with complete episodes, whatever the initial entry says.
 
     :param trial: The trial to draw for
-    :param n_actions: Number of dimensions of a continuous action, 0 for the others
+    :param n_actions: Number of dimensions of a continuous action, 0 for other actions
     :param n_envs: Number of training environments
-    :param additional_args: What RL Zoo tells samplers about replay buffers
+    :param additional_args: RL Zoo's information about replay buffers
     :return: Arguments of the algorithm
     """
-    # Every trial draws every parameter, also those that its other choices make idle: the multivariate sampler
-    # learns from past trials only within one and the same search space.
+    # Every trial draws every parameter, even if its other choices make it idle: the multivariate sampler
+    # learns from past trials only within the same search space.
     doublings = int(math.log2(n_envs))
     sampled_params = {
         "baseline": trial.suggest_categorical("baseline", ["value", "leave_one_out", "mean", "none"]),
         "reward_to_go": trial.suggest_categorical("reward_to_go", [True, False]),
         "batch_unit": trial.suggest_categorical("batch_unit", list(BATCH_UNITS)),
-        # Quotas of one environment, for batches of up to 2**13 steps or 2**6 episodes of all of them together.
-        # A single environment plays two episodes at least, without which there is nothing to leave one out of.
+        # Quotas of one environment, for batches of up to 2**13 steps or 2**6 episodes of all environments together.
+        # A single environment plays at least two episodes, as `leave_one_out` needs another episode.
         "n_steps_pow": trial.suggest_int("n_steps_pow", 5, max(6, 13 - doublings)),
         "n_episodes_pow": trial.suggest_int("n_episodes_pow", 1 if n_envs == 1 else 0, max(1, 6 - doublings)),
         "n_critic_updates": trial.suggest_int("n_critic_updates", 0, 20),
@@ -66,7 +66,7 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     Turn the parameters of a trial, as the study stores them, into arguments of the algorithm.
 
     :param sampled_params: Parameters of a trial
-    :return: Arguments of the algorithm, the very ones that the trial was run with
+    :return: The arguments of the algorithm with which the trial was run
     :raises ValueError: If the parameters are not those of a trial of REINFORCE
     """
     hyperparams = sampled_params.copy()
@@ -90,12 +90,12 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         **hyperparams,
         "baseline": None if baseline == "none" else baseline,
         "n_steps": n_steps,
-        # Also when it is idle, so that an entry's own `n_episodes` never overrides the steps that were drawn
+        # Set even if idle, so that an entry's own `n_episodes` never overrides the drawn steps
         "n_episodes": n_episodes if batch_unit == "episodes" else None,
         "gamma": gamma,
         # Pure Monte Carlo with every other baseline
         "gae_lambda": gae_lambda if baseline == "value" and hyperparams["reward_to_go"] else 1.0,
-        # What an entry may have set, and what not every baseline goes with
+        # An entry may have set it to `False`, which not every baseline allows
         "complete_episodes": True,
         "policy_kwargs": policy_kwargs,
     }
