@@ -228,10 +228,11 @@ class REINFORCE(OnPolicyAlgorithm):
 
         if _init_setup_model:
             self._check_environment()
-            self._setup_model(arguments_checked=True)
+            self._arguments_checked = True
+            self._setup_model()
 
-    def _setup_model(self, arguments_checked: bool = False) -> None:
-        if not arguments_checked:  # `load` sets attributes without the constructor
+    def _setup_model(self) -> None:
+        if not vars(self).pop("_arguments_checked", False):  # `load` sets attributes without the constructor
             arguments.check_arguments(vars(self))
         self._convert_numbers()
         arguments.check_policy_class(self.policy_class, self.policy_base)
