@@ -1,3 +1,4 @@
+import copy
 import inspect
 import io
 import pathlib
@@ -613,5 +614,8 @@ class REINFORCE(OnPolicyAlgorithm):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         if hasattr(self, "_player"):  # in a shallow copy the player and the steps are the original's
-            self._player = self._player.of_copy(self)
-            self._policy_steps = {kind: step.of_copy(self) for kind, step in self._policy_steps.items()}
+            self._player = copy.copy(self._player)
+            self._policy_steps = {kind: copy.copy(step) for kind, step in self._policy_steps.items()}
+            parts: list[Any] = [self._player, *self._policy_steps.values()]
+            for part in parts:
+                part.model = self

@@ -1,6 +1,5 @@
 """The state with which a model plays its rollouts, kept from one to the next."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,15 +37,6 @@ class Player:
         self._reached_timesteps: list[int] = []
         self._n_timesteps_before = 0
         self._discounts = (model.gamma, model.gae_lambda)
-
-    def of_copy(self, model: Any) -> "Player":
-        """
-        :param model: A copy of the model
-        :return: A copy of this player that belongs to it
-        """
-        copied = copy.copy(self)
-        copied.model = model
-        return copied
 
     def seed(self, seed: int) -> None:
         """

@@ -5,7 +5,6 @@ To define one of your own (mirror descent, a trust region, ...), write a subclas
 attribute ``policy_step_class`` of a model, or of a subclass of REINFORCE.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -32,15 +31,6 @@ class PolicyStep:
 
     def __init__(self, model: Any):
         self.model = model
-
-    def of_copy(self, model: Any) -> "PolicyStep":
-        """
-        :param model: A copy of the model
-        :return: A copy of this step that belongs to it
-        """
-        copied = copy.copy(self)
-        copied.model = model
-        return copied
 
     def check(self) -> None:
         """
