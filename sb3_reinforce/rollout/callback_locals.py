@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import obs_as_tensor
@@ -53,8 +52,7 @@ class RolloutLocals(dict[str, Any]):
         with th.no_grad():
             if values is None:
                 actions = th.as_tensor(np.asarray(self["actions"]), device=policy.device)
-                is_discrete = isinstance(policy.action_space, spaces.Discrete)
-                flat = actions.long().flatten() if is_discrete else actions.reshape(len(actions), -1)
+                flat = Batch.as_actions(actions.reshape(len(actions), -1), policy.action_space)
                 extras = {name: th.as_tensor(array, device=policy.device) for name, array in self["sampler"].extras.items()}
                 acted = replace(Batch.of_observations(obs_tensor, flat), extras=extras)
                 values, log_probs, _ = model.actor_critic.evaluate(acted)
