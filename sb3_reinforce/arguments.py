@@ -83,12 +83,11 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     :raises ValueError: If one of them, or a combination, makes no sense
     """
     get = arguments.__getitem__
-    check_positive_int("n_steps", get("n_steps"))
     check_positive_int("batch_size", get("batch_size"))
     check_positive_int("n_critic_updates", get("n_critic_updates"), least=0)
     for name in ("cg_max_steps", "sub_sampling_factor"):
         check_positive_int(name, get(name))
-    for name in ("n_episodes", "horizon"):
+    for name in ("n_steps", "n_episodes", "horizon"):
         if get(name) is not None:
             check_positive_int(name, get(name))
     check_number("gamma", get("gamma"), 0, 1)
@@ -105,6 +104,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         "bootstrap_on_truncation",
         "discount_state_distribution",
         "normalize_advantage",
+        "normalize_returns",
         "natural_gradient",
     ):
         check_flag(name, get(name))

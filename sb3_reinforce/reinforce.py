@@ -32,12 +32,16 @@ from sb3_reinforce.rollout import sb3_buffer
 from sb3_reinforce.rollout.callback_locals import RolloutCallbacks
 from sb3_reinforce.rollout.observations import check_statistics, check_step, judged_observations
 from sb3_reinforce.rollout.player import Player
+from sb3_reinforce.update.advice import Advisor
 from sb3_reinforce.update.critic import fit_critic
 from sb3_reinforce.update.gradients import Gradients, add_up, check_losses, check_weights, estimate_gradients, log_prob_weights
 from sb3_reinforce.update.kl import approximate_kl
 from sb3_reinforce.update.policy_step import OptimizerStep, PolicyStep
+from sb3_reinforce.update.return_units import ReturnUnits, in_units, say_nothing
 
 FilePath = str | pathlib.Path | io.BufferedIOBase
+#: Timesteps of an update over all environments, unless ``n_steps`` or ``n_episodes`` says otherwise
+N_TIMESTEPS = 1024
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
 
@@ -61,7 +65,8 @@ class REINFORCE(OnPolicyAlgorithm):
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
     :param n_steps: The number of steps to run for each environment per update. With complete episodes this is the
-        minimum: each environment then finishes its current episode (fewer steps only after a cut at the horizon)
+        minimum: each environment then finishes its current episode (fewer steps only after a cut at the horizon).
+        ``None``: 1024, divided by the number of environments (of all workers)
     :param n_episodes: If given, each environment contributes this many episodes per update (fewer only after a cut at the
         horizon), and ``n_steps`` is ignored
     :param batch_size: Minibatch size of the critic's regression
@@ -94,6 +99,10 @@ class REINFORCE(OnPolicyAlgorithm):
     :param ent_coef: Entropy coefficient for the loss calculation
     :param vf_coef: Value function coefficient of the joint step of policy and critic
     :param max_grad_norm: The maximum value for the gradient clipping; the gradients of actor and critic are clipped separately
+    :param normalize_returns: Whether the critic learns the returns in units of their own mean and deviation (PopArt), so that
+        rewards of any scale give the same policy. Its last layer is rescaled so that ``predict_values`` stays in raw units; a
+        new critic says 0 until its first update. A policy whose ``value_net`` is no linear layer that puts out the value keeps
+        raw units, as with ``False``, which A2C has
     :param n_critic_updates: Number of further passes of the critic over the rollout after each policy step;
         0: the joint step alone, as in A2C
     :param critic_learning_rate: A learning rate or schedule for the critic's own parameters; ``None``: ``learning_rate``
@@ -142,13 +151,15 @@ class REINFORCE(OnPolicyAlgorithm):
 
     _reward_found = False  # whether any reward so far was other than zero
     _warned_of_horizon = False
+    # Of the returns so far; a file has them as a list
+    _return_units: ReturnUnits = ReturnUnits()
 
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = 3.5e-3,
-        n_steps: int = 512,
+        n_steps: int | None = 512,
         n_episodes: int | None = None,
         batch_size: int = 256,
         gamma: float = 0.99,
@@ -166,6 +177,7 @@ class REINFORCE(OnPolicyAlgorithm):
         max_grad_norm: float = 0.5,
         n_critic_updates: int = 5,
         critic_learning_rate: float | Schedule | None = None,
+        normalize_returns: bool = True,
         natural_gradient: bool = False,
         target_kl: float | Schedule = 0.01,
         cg_max_steps: int = 15,
@@ -190,7 +202,7 @@ class REINFORCE(OnPolicyAlgorithm):
             policy,
             env,
             learning_rate=learning_rate,
-            n_steps=n_steps,
+            n_steps=n_steps,  # type: ignore[arg-type]
             gamma=gamma,
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
@@ -221,6 +233,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.n_critic_updates = n_critic_updates
         self.critic_learning_rate = critic_learning_rate
+        self.normalize_returns = normalize_returns
         self.natural_gradient = natural_gradient
         self.target_kl = target_kl
         self.cg_max_steps = cg_max_steps
@@ -244,7 +257,12 @@ class REINFORCE(OnPolicyAlgorithm):
         self._seeded_env: VecEnv | None = None  # with several workers, the environments that were given seeds of their own
         self._policy_steps: dict[type[PolicyStep], PolicyStep] = {}
         self._player = Player(self)
+        self._advisor = Advisor(self)
+        n_steps, self.n_steps = self.n_steps, self.steps_per_environment  # SB3 gives it to the buffer
         super()._setup_model()
+        self.n_steps = n_steps
+        if self.normalize_returns:
+            say_nothing(self.actor_critic.value_head())
         use_fused_adam(self.policy.optimizer)
         group_parameters(self.policy, self.actor_critic.split())
         self.policy_step.check()
@@ -260,7 +278,9 @@ class REINFORCE(OnPolicyAlgorithm):
             raise ValueError("There is no environment to learn from, pass one to `load` or `set_env`.")
         baseline = make_baseline(self.baseline)
         if baseline.of_others:
-            arguments.check_holds_two_episodes(self.env.num_envs * n_launched(), self.n_steps, self.n_episodes, self.baseline)
+            arguments.check_holds_two_episodes(
+                self.env.num_envs * n_launched(), self.steps_per_environment, self.n_episodes, self.baseline
+            )
         baseline.check(self.env, get_flattened_obs_dim(self.env.observation_space))
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -294,6 +314,13 @@ class REINFORCE(OnPolicyAlgorithm):
         return NaturalStep
 
     @property
+    def steps_per_environment(self) -> int:
+        """The number of steps for each environment per update, see ``n_steps``."""
+        if self.n_steps is None:
+            return max(1, N_TIMESTEPS // (self.n_envs * n_launched()))
+        return self.n_steps
+
+    @property
     def uses_critic(self) -> bool:
         """Whether the baseline uses the values of the policy's critic, which is then trained."""
         return make_baseline(self.baseline).uses_critic
@@ -309,7 +336,7 @@ class REINFORCE(OnPolicyAlgorithm):
     # Play
 
     def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int | None
     ) -> bool:
         """
         Play a rollout with the current policy and fill the buffer with its episodes.
@@ -317,11 +344,13 @@ class REINFORCE(OnPolicyAlgorithm):
         :param env: The training environment
         :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
         :param rollout_buffer: Buffer to fill
-        :param n_rollout_steps: Number of steps per environment (with complete episodes: the least number)
+        :param n_rollout_steps: Number of steps per environment (with complete episodes: the least number); ``None``: as many
+            as an update takes
         :return: ``False`` if the callback stopped the rollout, which leaves the buffer unfinished
         :raises ValueError: If an observation, a reward or the output of the policy is not finite
         """
         self._player.begin(rollout_buffer)
+        n_rollout_steps = self.steps_per_environment if n_rollout_steps is None else n_rollout_steps
         if not isinstance(rollout_buffer, EpisodeRolloutBuffer):
             return self._collect_with_sb3(env, callback, rollout_buffer, n_rollout_steps)
         self.policy.set_training_mode(False)
@@ -410,19 +439,27 @@ class REINFORCE(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         weights = self.weights(batch)
         n_total, _ = workers.totals(len(batch), 0)
+        head = actor_critic.value_head() if self.normalize_returns and self.uses_critic else None
+        units = None if head is None else ReturnUnits(*self._return_units).with_returns(batch.returns, workers)
         with all_or_nothing(self.policy):
-            gradients = estimate_gradients(actor_critic, batch, weights, parameters, self.ent_coef, self.vf_coef, n_total)
-            check_losses(gradients, batch)
-            gradients = add_up(gradients, workers)
-            logs = dict(step.take(gradients, batch, weights, parameters) or {})
-            gradients = gradients._replace(actor=[], critic=[])  # they may be as large as the policy
-            passes = (self.n_critic_updates, self.batch_size, self.max_grad_norm)
-            fit_critic(actor_critic, batch, parameters.critic, *passes, workers)
+            with in_units(units, head, batch) as targets:
+                gradients = estimate_gradients(
+                    actor_critic, targets, weights, parameters, self.ent_coef, self.vf_coef, n_total
+                )
+                check_losses(gradients, batch)
+                gradients = add_up(gradients, workers)
+                logs = dict(step.take(gradients, batch, weights, parameters) or {})
+                gradients = gradients._replace(actor=[], critic=[])  # they may be as large as the policy
+                passes = (self.n_critic_updates, self.batch_size, self.max_grad_norm)
+                fit_critic(actor_critic, targets, parameters.critic, *passes, workers)
             check_weights(self.policy)
             logs["approx_kl"] = approximate_kl(actor_critic, batch, gradients.log_probs, workers)
             workers.share_buffers(self.policy)
+        if units is not None:
+            self._return_units = units
+            gradients = gradients._replace(value_loss=gradients.value_loss * units.scale**2)
         self._n_updates += 1
-        self._record_update(gradients, logs)
+        self._record_update(gradients, logs, self.uses_critic and units is None)
 
     def batch(self) -> Batch:
         """
@@ -460,7 +497,7 @@ class REINFORCE(OnPolicyAlgorithm):
         divisor = n_episodes if self.average_over == "episodes" else n_timesteps
         return log_prob_weights(batch.advantages, discounts, divisor, normalize_advantage, workers)
 
-    def _record_update(self, gradients: Gradients, logs: dict[str, float]) -> None:
+    def _record_update(self, gradients: Gradients, logs: dict[str, float], critic_is_raw: bool) -> None:
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         logs = {"entropy_loss": gradients.entropy_loss, "policy_loss": gradients.policy_loss, **logs}
         if self.uses_critic:
@@ -469,6 +506,7 @@ class REINFORCE(OnPolicyAlgorithm):
             logs["explained_variance"] = self.workers.explained_variance(values, returns)
         if hasattr(self.policy, "log_std"):
             logs["std"] = th.exp(self.policy.log_std).mean().item()
+        self._advisor.after_update(logs, critic_is_raw)
         for name, value in logs.items():
             self.logger.record(f"train/{name}", value)
 
@@ -514,6 +552,8 @@ class REINFORCE(OnPolicyAlgorithm):
         self.workers.start(self, total_timesteps)
         self._player.limits.share(self.workers)
         self.policy_step.begin()
+        if self._n_updates == 0:
+            self._advisor.before_first_update()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
@@ -601,7 +641,7 @@ class REINFORCE(OnPolicyAlgorithm):
             super().save(file, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["workers", "_seeded_env", "_player", "_policy_steps", "_made_schedule"]
+        own = ["workers", "_seeded_env", "_player", "_advisor", "_policy_steps", "_made_schedule"]
         # In files of version 0.1
         former = ["_n_rollout_episodes"]
         return [*super()._excluded_save_params(), *own, *former]
@@ -613,9 +653,9 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        if hasattr(self, "_player"):  # in a shallow copy the player and the steps are the original's
-            self._player = copy.copy(self._player)
+        if hasattr(self, "_player"):  # in a shallow copy these parts are the original's
+            self._player, self._advisor = copy.copy(self._player), copy.copy(self._advisor)
             self._policy_steps = {kind: copy.copy(step) for kind, step in self._policy_steps.items()}
-            parts: list[Any] = [self._player, *self._policy_steps.values()]
+            parts: list[Any] = [self._player, self._advisor, *self._policy_steps.values()]
             for part in parts:
                 part.model = self

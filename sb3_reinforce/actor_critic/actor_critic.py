@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Distribution
 
 from sb3_reinforce.actor_critic.batch import MAX_NUMBERS, Batch, drawn_batches, piece_size, slices, sub_sample
-from sb3_reinforce.actor_critic.inspection import has_sb3_forward, passes_on_every_number
+from sb3_reinforce.actor_critic.inspection import has_sb3_forward, passes_on_every_number, plain_head
 from sb3_reinforce.actor_critic.numpy_sampler import NumpySampler, is_understood
 from sb3_reinforce.actor_critic.parameters import Parameters, Split, group_parameters, reached_by, split_by_modules, trainable
 from sb3_reinforce.actor_critic.sampler import PolicySampler
@@ -138,6 +138,23 @@ class ActorCritic:
         return found if isinstance(found, list) else [found]  # type: ignore[list-item]
 
     # The critic's regression
+
+    def value_head(self) -> th.nn.Linear | None:
+        """
+        :return: The last layer of the critic, if it is known to put out the value itself, and is trained
+        """
+        head, batch = plain_head(self.policy), self.drawn_batch()
+        if head is None or batch is None:
+            return None
+        outputs: list[th.Tensor] = []
+        hook = head.register_forward_hook(lambda _, __, output: outputs.append(output))
+        try:
+            with evaluation_mode(self.policy), th.no_grad():
+                values = self.evaluate(batch)[0], self.value(batch)
+        finally:
+            hook.remove()
+            forget_graphs(self.policy)
+        return head if len(outputs) == 2 and all(map(th.equal, values, (o.flatten() for o in outputs))) else None
 
     def regression(self, batch: Batch) -> "Regression":
         """
@@ -276,6 +293,9 @@ class SeparableActorCritic(ActorCritic):
     def distributions(self, piece: Batch) -> list[Distribution]:
         found = self.policy.get_distribution(piece.observations).distribution
         return found if isinstance(found, list) else [found]
+
+    def value_head(self) -> th.nn.Linear | None:
+        return plain_head(self.policy)
 
     def regression(self, batch: Batch) -> "Regression":
         policy = self.policy

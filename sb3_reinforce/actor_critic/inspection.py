@@ -44,6 +44,17 @@ def has_own_forward(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
+def plain_head(policy: ActorCriticPolicy) -> nn.Linear | None:
+    """
+    :param policy: A policy
+    :return: Its ``value_net``, if that is a linear layer with one output and a bias that is trained, and nothing more
+    """
+    head = getattr(policy, "value_net", None)
+    if type(head) is not nn.Linear or head.out_features != 1 or head.bias is None or has_own_forward(head):
+        return None
+    return head if head.weight.requires_grad and head.bias.requires_grad else None
+
+
 def alternates(layers: Sequence[nn.Module], activations: Collection[type[nn.Module]]) -> bool:
     """
     :param layers: Layers

@@ -37,6 +37,8 @@ Path = str | pathlib.Path | io.BufferedIOBase
 
 #: Sums of at most this many bytes go along a tree of workers, larger ones around a ring
 MAX_TREE_BYTES = 2**18
+#: Keeps equal numbers from being divided by zero. Anything larger would tell large rewards from small ones
+TINY = th.finfo(th.float32).tiny
 #: Numbers that distinguish models without a seed
 _n_unseeded = count()
 
@@ -119,7 +121,7 @@ class Alone:
         :param numbers: Numbers, shape ``(n,)``
         :return: The numbers minus their mean, divided by their standard deviation; a single number stays unchanged
         """
-        return (numbers - numbers.mean()) / (numbers.std() + 1e-8) if len(numbers) > 1 else numbers
+        return (numbers - numbers.mean()) / (numbers.std() + TINY) if len(numbers) > 1 else numbers
 
     def explained_variance(self, predictions: np.ndarray, targets: np.ndarray) -> float:
         """
@@ -127,7 +129,7 @@ class Alone:
         :param targets: The true values, shape ``(n,)``
         :return: The share of the variance of the targets that the predictions explain
         """
-        return float(explained_variance(predictions, targets))
+        return float(explained_variance(predictions.astype(np.float64), targets.astype(np.float64)))  # squares may be large
 
     def totals(self, n_timesteps: int, n_episodes: int) -> tuple[int, int]:
         """
@@ -310,7 +312,7 @@ class Group(Alone):
         if moments.n <= 1:
             return numbers
         deviation = float(moments.deviation / (moments.n - 1)) ** 0.5
-        return (numbers - float(moments.mean)) / (deviation + 1e-8)
+        return (numbers - float(moments.mean)) / (deviation + TINY)
 
     def explained_variance(self, predictions: np.ndarray, targets: np.ndarray) -> float:
         residuals, all_targets = self.moments(targets - predictions), self.moments(targets)
@@ -368,12 +370,12 @@ class Group(Alone):
         file = io.BytesIO()
         if self.rank == 0:
             optimizer = model.policy.optimizer
-            th.save((model.policy.state_dict(), optimizer.state_dict(), model.num_timesteps, model._n_updates), file)
+            counts = model.num_timesteps, model._n_updates, model._return_units  # type: ignore[attr-defined]
+            th.save((model.policy.state_dict(), optimizer.state_dict(), *counts), file)
         content = self._from_rank_0(file.getvalue())
         if self.rank > 0:
-            policy, optimizer_state, model.num_timesteps, model._n_updates = th.load(
-                io.BytesIO(content), map_location=model.device, weights_only=False
-            )
+            policy, optimizer_state, *counts = th.load(io.BytesIO(content), map_location=model.device, weights_only=False)
+            model.num_timesteps, model._n_updates, model._return_units = counts  # type: ignore[attr-defined]
             model.policy.load_state_dict(policy)
             model.policy.optimizer.load_state_dict(optimizer_state)
 

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +13,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from sb3_reinforce import REINFORCE
 from tests.helpers import ROOT
 
 if find_spec("rl_zoo3") is None:
     pytest.skip("RL Zoo (rl_zoo3) is not installed", allow_module_level=True)
 pd = pytest.importorskip("pandas")
 
-from benchmarks import defaults  # noqa: E402
 from benchmarks.learning import aggregates, entries, files, one_run, plan, report, results, times  # noqa: E402
 
 TINY = ["--envs", "CartPole-v1", "--seeds", "0", "--budget-factor", "0.002"]
@@ -312,72 +309,6 @@ for kind in ("learning", "speed"):
     assert first["timesteps"].iloc[-1] == 300
     pd.testing.assert_frame_equal(first, whole.iloc[:30], check_dtype=False)
     assert (tmp_path / "speed" / "CartPole-v1" / "reinforce-0.csv").exists()
-
-
-def test_the_defaults_are_changed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every argument that a change names is one, runs that are done are not repeated, and the table has their means."""
-    monkeypatch.setattr(defaults, "RESULTS", tmp_path / "defaults.csv")
-    monkeypatch.setattr(defaults, "TASKS", {"CartPole-v1": (600, 2)})
-    for change, kwargs in defaults.CHANGES.items():
-        assert REINFORCE("MlpPolicy", "CartPole-v1", **kwargs) and (change == "none") == (not kwargs)
-    changes = ["none", "`natural_gradient` True, `target_kl` 0.003"]
-    for _ in range(2):
-        defaults.run(["CartPole-v1"], changes, 2)
-    runs = pd.read_csv(defaults.RESULTS)
-    assert sorted(zip(runs["change"], runs["seed"], strict=True)) == [
-        (change, 200 + i) for change in sorted(changes) for i in (0, 1)
-    ]
-    assert runs["training_return"].between(8, 500).all() and runs["eval_mean"].between(8, 500).all()
-    runs["training_return"], runs["eval_mean"] = runs["seed"] - 150.0, runs["seed"] * 1.0
-    runs.to_csv(defaults.RESULTS, index=False)
-    assert "| none | 50.5 ± 0.707 (2) | 200 |" in defaults.table() and "| `n_steps` 128 | - | - |" in defaults.table()
-
-
-def test_a_default_that_fails_leaves_the_others_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def train(task: str, change: str, seed: int) -> str:
-        if seed == 200:
-            raise RuntimeError("out of luck")
-        return f"{task},{change},{seed},600,10,{seed}"
-
-    monkeypatch.setattr(defaults, "RESULTS", tmp_path / "defaults.csv")
-    monkeypatch.setattr(defaults, "train", train)
-    with pytest.raises(ValueError, match=r"defaults\.csv must hold finished runs"):
-        defaults.table()
-    assert not defaults.run(["CartPole-v1"], ["none"], 2)
-    assert "'CartPole-v1', 'none', 200) FAILED: RuntimeError('out of luck')" in capsys.readouterr().out
-    assert sorted(pd.read_csv(defaults.RESULTS)["seed"]) == [201, 202, 203, 204]
-    defaults.RESULTS.write_text(defaults.RESULTS.read_text()[:-2])
-    for function in (defaults.table, lambda: defaults.run(["CartPole-v1"], ["none"], 1)):
-        with pytest.raises(ValueError, match=r"must end with a whole row, got 'CartPole-v1,none,20\d,600,10,\d+': remove it"):
-            function()
-
-
-def test_the_defaults_can_be_stopped(tmp_path: Path) -> None:
-    """All processes end, and the next call goes on."""
-    script = f"""
-import pathlib, sys, time
-from benchmarks import defaults
-defaults.RESULTS = pathlib.Path({str(tmp_path / "defaults.csv")!r})
-def train(*arguments):
-    print("begun", flush=True)
-    time.sleep(600)
-defaults.train = train
-sys.argv = ["defaults.py", "run", "--workers", "2"]
-defaults.main()
-"""
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "begun" in line:
-            break
-    process.terminate()
-    process.stdout.read()  # comes to its end when the last process that could write there has ended
-    assert process.wait(30) == 128 + signal.SIGTERM
 
 
 def test_report_of_nothing(tmp_path: Path) -> None:

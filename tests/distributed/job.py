@@ -135,7 +135,12 @@ def env_ids(rank: int, size: int) -> list[int]:
 
 def repeatable_model(ids: list[int], name: str, space: str) -> Repeatable:
     env = DummyVecEnv([lambda i=i: Monitor(Uneven(i, ACTION_SPACES[space])) for i in ids])  # type: ignore[misc]
-    return Repeatable("MlpPolicy", env, seed=3, n_steps=20, device="cpu", **{"learning_rate": 0.1, **UPDATES[name]})
+    model = Repeatable("MlpPolicy", env, seed=3, n_steps=20, device="cpu", **{"learning_rate": 0.1, **UPDATES[name]})
+    if type(model.policy.optimizer) is th.optim.Adam:
+        # A new critic begins at the mean, where Adam would magnify the rounding errors of a gradient of zero
+        with th.no_grad():
+            model.policy.value_net.weight.fill_(0.5)
+    return model
 
 
 def weights(model: OnPolicyAlgorithm) -> np.ndarray:

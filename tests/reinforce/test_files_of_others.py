@@ -233,7 +233,12 @@ def test_a_saved_file_holds_arguments_and_the_state_of_sb3_and_nothing_of_the_ru
             warnings.simplefilter("ignore")
             make(**kwargs).learn(40).save(tmp_path / "model")
         data = load_from_zip_file(tmp_path / "model")[0]
-        assert data is not None and set(data) - known <= {"critic_lr_schedule", "_reward_found", "_warned_of_horizon"}
+        assert data is not None and set(data) - known <= {
+            "critic_lr_schedule",
+            "_reward_found",
+            "_warned_of_horizon",
+            "_return_units",
+        }
 
 
 # Copies

@@ -158,7 +158,14 @@ def test_one_update_is_that_of_a2c(case, use_rms_prop):
     name = "CnnPolicy" if is_image else "MlpPolicy"
     env = make_env(action_space, shape)
     model = REINFORCE(
-        name, env, complete_episodes=False, baseline="value", n_critic_updates=0, policy_kwargs=policy_kwargs, **common
+        name,
+        env,
+        complete_episodes=False,
+        baseline="value",
+        n_critic_updates=0,
+        normalize_returns=False,
+        policy_kwargs=policy_kwargs,
+        **common,
     )
     reference_kwargs = dict(policy_kwargs)
     if use_rms_prop:

@@ -209,7 +209,7 @@ class Forwarded(DoubledFeatures):
 
 def test_the_baseline_of_a_policy_with_features_of_its_own_is_what_its_forward_says() -> None:
     env = Scripted((4,), spaces.Box(-1, 1, (3,)), reward=ramp)
-    model = make(Forwarded, env, n_episodes=2)
+    model = make(Forwarded, env, n_episodes=2, normalize_returns=False)
     model.learn(8)
     assert isinstance(model.policy, Forwarded)
     values = th.cat(model.policy.seen[:8]).flatten().numpy()
@@ -281,15 +281,18 @@ def test_every_part_of_a_policy_that_shares_nothing_learns() -> None:
 
 
 def test_the_critic_moves_a_shared_features_extractor_in_the_joint_step_alone() -> None:
-    def extractor_after(**kwargs: Any) -> th.Tensor:
+    def extractor_after(n_timesteps: int = 8, **kwargs: Any) -> th.Tensor:
         env = Scripted((3, 5), reward=ramp)
         policy_kwargs = {"features_extractor_class": Standardized, "optimizer_class": th.optim.SGD}
         model = make("MlpPolicy", env, n_steps=8, policy_kwargs=policy_kwargs, **kwargs)
-        model.learn(8)
+        model.learn(n_timesteps)
         return model.policy.features_extractor.body[1].weight.detach().clone()  # type: ignore[union-attr]
 
     assert th.equal(extractor_after(n_critic_updates=0), extractor_after(n_critic_updates=10))
-    assert not th.equal(extractor_after(vf_coef=0.0), extractor_after(vf_coef=1.0))
+    # A new critic that says 0 has no gradient yet
+    assert not th.equal(extractor_after(16, vf_coef=0.0), extractor_after(16, vf_coef=1.0))
+    raw = {"normalize_returns": False}
+    assert not th.equal(extractor_after(vf_coef=0.0, **raw), extractor_after(vf_coef=1.0, **raw))
 
 
 def test_the_extractor_of_images_can_be_chosen() -> None:

@@ -131,6 +131,8 @@ def test_it_says_whether_the_value_loss_reaches_shared_layers() -> None:
     losses = []
     for step in (None, KeptApart):
         model = make(policy_kwargs=kwargs, vf_coef=100.0, n_critic_updates=0, max_grad_norm=1e6)
+        with th.no_grad():  # a new critic says 0, and has no gradient
+            model.policy.value_net.weight.fill_(1.0)
         model.policy_step_class = step
         model.learn(1)
         losses.append(th.cat([p.detach().flatten() for p in model.policy.features_extractor.parameters()]))

@@ -1,0 +1,1 @@
+"""What one line learns on tasks that nobody tuned: tasks, runs, report."""
