@@ -111,8 +111,8 @@ class REINFORCE(OnPolicyAlgorithm):
         ``target_kl`` to second order. ``learning_rate`` and ``max_grad_norm`` then apply to the critic only. Layers that the
         critic shares with the actor belong to the actor, as in sb3-contrib's TRPO: the value loss does not reach them
     :param target_kl: KL divergence of a natural step, summed over the dimensions of an action, averaged over timesteps;
-        it can be a function of the current progress remaining (from 1 to 0). A step is left out if its actual divergence is
-        more than a hundred times as large (and above 0.1), as it may be if the policy is nearly deterministic
+        it can be a function of the current progress remaining (from 1 to 0). A step is shortened until its divergence is
+        at most fifty times as large for every timestep of the batch, so that no rare state is lost
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
     :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, rounding
         errors decide the directions about which the batch says nothing

@@ -22,18 +22,18 @@ from sb3_reinforce.update.gradients import Gradients
 from sb3_reinforce.update.kl import kl_divergence
 from sb3_reinforce.update.policy_step import OptimizerStep, gradient_step
 
-#: From this multiple of its target on, a step's divergence is worth a warning, if it is at least the second number
-OVERSHOOT, LEAST_OVERSHOOT = 10.0, 1e-3
-#: From this multiple of its target on, a step is undone, if the divergence is at least the second number: such a step
-#: can end the learning for good, if it makes the policy sure of a wrong action
-TOO_FAR, LEAST_TOO_FAR = 100.0, 0.1
+#: A step is shortened until its divergence is at most this multiple of its target for every timestep of the batch (or the
+#: second number). The mean says little where the policy is nearly deterministic: one step can then make it sure of a wrong
+#: action in a state that the batch has hardly seen, for good
+WORST, LEAST_WORST = 50.0, 1e-3
+MAX_TRIALS = 20
 #: A sum that is smaller than this, relative to its terms, is a rounding error
 ROUNDING = 4 * th.finfo(th.float32).eps
 
 
 class TooFarError(ValueError):
     """
-    The second-order divergence says nothing about where a step would lead.
+    No step along a direction keeps the policy near itself.
 
     :param message: How far it would have gone
     """
@@ -69,7 +69,6 @@ class NaturalStep(OptimizerStep):
     moves_shared_layers = False
 
     _warned_of_direction = False
-    _warned_of_overshoot = False
     _warned_of_undoing = False
     # Whether the workers have told each other if they have found a reward
     _begun = False
@@ -109,12 +108,6 @@ class NaturalStep(OptimizerStep):
             self._check_reward_found()
             check_advantages(batch, model.normalize_advantage, model.workers)
             norm, divergence = natural_step(model.actor_critic, batch, weights, gradient, parameters, settings, model.workers)
-            if divergence > max(OVERSHOOT * target_kl, LEAST_OVERSHOOT) and not self._warned_of_overshoot:
-                self._warned_of_overshoot = True
-                warn_of_length(
-                    f"A natural step moved the policy by a KL divergence of {divergence:.3g}, with `target_kl` at "
-                    f"{target_kl:.3g}."
-                )
         except NoDirectionError as error:
             # A solved task has such batches, and so has a task whose reward is not found yet: the next batch may be different
             if not self._warned_of_direction:
@@ -122,8 +115,8 @@ class NaturalStep(OptimizerStep):
                 self._warned_of_direction = True
         except TooFarError as error:
             if not self._warned_of_undoing:
+                warnings.warn(str(error), UserWarning, stacklevel=2)
                 self._warned_of_undoing = True
-                warn_of_length(str(error))
         return {"grad_norm": norm, "kl_divergence": divergence, "target_kl": target_kl}
 
     def _target_kl_at(self, progress_remaining: float) -> float:
@@ -150,19 +143,6 @@ class NaturalStep(OptimizerStep):
             raise NoDirectionError("The natural gradient needs a direction: all rewards so far were zero.")
 
 
-def warn_of_length(what: str) -> None:
-    """
-    :param what: A sentence about the natural step that went too far
-    """
-    warnings.warn(
-        f"{what} Its length is measured to second order, which does not reach far enough where the policy is nearly "
-        "deterministic, or the damping nearly zero. A smaller `target_kl`, a little entropy (`ent_coef`) or a larger "
-        "`cg_damping` helps. `train/kl_divergence` shows the steps that were made.",
-        UserWarning,
-        stacklevel=4,
-    )
-
-
 def natural_step(
     actor_critic: ActorCritic,
     batch: Batch,
@@ -184,7 +164,7 @@ def natural_step(
     :param workers: The workers, each of which has a part of the batch, and the gradient of the whole batch
     :return: Norm of the gradient, and KL divergence of the policy from the one before, averaged over the timesteps
     :raises NoDirectionError: If the gradient is zero, up to rounding, or the policy does not change along it
-    :raises TooFarError: If the real divergence of the step is far beyond its second-order one
+    :raises TooFarError: If no fraction of the step keeps the divergence of every timestep near its target
     :raises ValueError: If the gradient or the step is not finite. After any of these errors the weights are unchanged
     """
     # In float64, which not every device has
@@ -209,46 +189,59 @@ def natural_step(
 def _descend(
     actor_critic: ActorCritic, batch: Batch, fisher: Fisher, step: th.Tensor, target_kl: float, workers: Alone
 ) -> float:
-    """Subtract a step from the parameters, unless it goes too far; returns the divergence."""
+    """Subtract a step from the parameters, shortened if it goes too far for one of the timesteps; returns the divergence."""
     before = distributions_as_it_acts(actor_critic, batch)
+    parameters = [(parameter, parameter.detach().clone()) for parameter in fisher.parameters]
+    parts = step.split([parameter.numel() for parameter in fisher.parameters])
+    most = max(WORST * target_kl, LEAST_WORST)
+    fraction = 1.0
     with restored_on_error(fisher.parameters):
-        with th.no_grad():
-            sizes = [parameter.numel() for parameter in fisher.parameters]
-            for parameter, part in zip(fisher.parameters, step.split(sizes), strict=True):
-                parameter.sub_(part.view_as(parameter))
-        total = th.tensor([divergence_from(before, actor_critic, batch)])
-        workers.add_up([total])
-        divergence = float(total) / fisher.n_timesteps
-        if not divergence <= max(TOO_FAR * target_kl, LEAST_TOO_FAR):
-            raise TooFarError(
-                f"A natural step would have moved the policy by a KL divergence of {divergence:.3g}, with `target_kl` at "
-                f"{target_kl:.3g}, and was left out."
-            )
-    return divergence
+        for _ in range(MAX_TRIALS):
+            with th.no_grad():
+                for (parameter, old), part in zip(parameters, parts, strict=True):
+                    parameter.copy_(old - fraction * part.view_as(old))
+            divergences = divergences_from(before, actor_critic, batch)
+            worst = workers.gather(float(divergences.max()))
+            if all(each <= most for each in worst):
+                total = divergences.sum().view(1)
+                workers.add_up([total])
+                return float(total) / fisher.n_timesteps
+            # To second order the divergence grows with the square of the length
+            fraction *= max(0.1, 0.9 * math.sqrt(most / max(worst))) if math.isfinite(sum(worst)) else 0.1
+        raise TooFarError(
+            f"A natural step of any length would have moved the policy too far, by a KL divergence of {max(worst):.3g} for "
+            f"one timestep, with `target_kl` at {target_kl:.3g}, and was left out."
+        )
 
 
-def distributions_as_it_acts(actor_critic: ActorCritic, batch: Batch) -> list[Distribution]:
+def distributions_as_it_acts(actor_critic: ActorCritic, batch: Batch) -> list[list[Distribution]]:
     """
     :param actor_critic: The policy
     :param batch: A batch
-    :return: The distributions of all timesteps' actions, without dropout and the like
+    :return: The distributions of all timesteps' actions, piece by piece, without dropout and the like
     """
     with evaluation_mode(actor_critic.policy), th.no_grad():
-        return [detached(one) for piece in actor_critic.pieces(batch) for one in actor_critic.distributions(piece)]
+        return [[detached(one) for one in actor_critic.distributions(piece)] for piece in actor_critic.pieces(batch)]
 
 
-def divergence_from(before: Sequence[Distribution], actor_critic: ActorCritic, batch: Batch) -> float:
+def divergences_from(before: Sequence[list[Distribution]], actor_critic: ActorCritic, batch: Batch) -> th.Tensor:
     """
     :param before: The distributions that the policy had
     :param actor_critic: The policy
     :param batch: The batch
-    :return: The sum over all timesteps of the KL divergences of the policy from these distributions
+    :return: The KL divergence of the policy from these distributions, summed over the dimensions of an action, shape
+        ``(n_timesteps,)``
     """
     try:
         after = distributions_as_it_acts(actor_critic, batch)
     except ValueError:  # PyTorch refuses parameters out of range, such as a deviation of zero
-        return math.inf
-    return sum(float(kl_divergence(old, new).sum()) for old, new in zip(before, after, strict=True))
+        return th.full((1,), math.inf)
+    return th.cat([th.stack(list(map(_of_timesteps, *parts))).sum(0) for parts in zip(before, after, strict=True)])
+
+
+def _of_timesteps(old: Distribution, new: Distribution) -> th.Tensor:
+    divergence = kl_divergence(old, new)
+    return divergence.flatten(1).sum(1) if divergence.dim() > 1 else divergence
 
 
 def check_policy(actor_critic: ActorCritic) -> None:

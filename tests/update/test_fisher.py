@@ -80,6 +80,9 @@ def test_the_step_takes_the_sums_over_workers() -> None:
             if total.numel() == len(before):
                 total *= self.factor
 
+        def gather(self, item: Any) -> list[Any]:
+            return [item]
+
     for factor in (1.0, 2.0):
         take_step(
             policy, gradient, actor(policy), observations, actions, th.ones(20), Settings(0.01, 50, 0.0, 1), Scaled(factor)

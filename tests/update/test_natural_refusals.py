@@ -20,16 +20,16 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.actor_critic import batch as batches
 from sb3_reinforce.actor_critic.actor_critic import make_actor_critic
 from sb3_reinforce.actor_critic.batch import Batch
-from sb3_reinforce.distributed import ALONE, Group
+from sb3_reinforce.distributed import ALONE, Alone, Group
+from sb3_reinforce.update import natural_step
 from sb3_reinforce.update.fisher import Fisher, NoDirectionError, scaled_step
 from sb3_reinforce.update.kl import kl_divergence
 from sb3_reinforce.update.natural_step import (
     Settings,
-    TooFarError,
     check_advantages,
     check_gain,
     distributions_as_it_acts,
-    divergence_from,
+    divergences_from,
 )
 from tests.helpers.environments import Scripted, vec
 from tests.update.natural import (
@@ -165,29 +165,36 @@ def certain(logit: float, **kwargs: Any) -> Watched:
     return model
 
 
-def test_a_step_far_beyond_its_target_is_warned_of_once(tmp_path: Any) -> None:
-    model = certain(7.5)
-    weights = copy.deepcopy(model.policy.state_dict())
-    with pytest.warns(UserWarning, match="by a KL divergence of .*, with `target_kl` at 0.02") as caught:
-        for _ in range(2):
-            model.policy.load_state_dict(weights)
-            model.learn(1)
-            assert model.logger.name_to_value["train/kl_divergence"] > 0.2
-    assert sum("KL divergence" in str(warning.message) for warning in caught) == 1
-    model.policy.load_state_dict(weights)
-    model.save(tmp_path / "model")
-    with pytest.warns(UserWarning, match="by a KL divergence of"):
-        REINFORCE.load(tmp_path / "model", model.env, device="cpu").learn(1)
+def worst_divergence(model: REINFORCE, before: ActorCriticPolicy) -> float:
+    """The largest divergence of any timestep of the last rollout."""
+    batch = Batch.of_observations(th.as_tensor(model.rollout_buffer.observations), th.as_tensor(model.rollout_buffer.actions))
+    old = distributions_as_it_acts(make_actor_critic(before), batch)
+    return float(divergences_from(old, make_actor_critic(model.policy), batch).max())
 
 
-@pytest.mark.parametrize("logit", [9.0, 12.0])
-def test_a_step_that_would_lose_the_policy_is_undone(logit: float) -> None:
-    """It would make it sure of the other action."""
+@pytest.mark.parametrize("logit", [7.5, 9.0, 12.0])
+@pytest.mark.parametrize("target_kl", [1e-5, 0.02])
+@pytest.mark.filterwarnings("error:.*KL divergence.*:UserWarning")
+def test_a_step_that_goes_too_far_for_a_timestep_is_shortened(logit: float, target_kl: float) -> None:
+    """At full length it would make a policy that is nearly sure of one action sure of the other."""
     model = certain(logit)
+    model.target_kl = target_kl
+    before = copy.deepcopy(model.policy)
+    model.learn(1)
+    most = max(natural_step.WORST * target_kl, natural_step.LEAST_WORST)
+    assert 0 < worst_divergence(model, before) <= most
+    # By no more than it takes
+    assert worst_divergence(model, before) > 0.01 * most
+    assert model.logger.name_to_value["train/kl_divergence"] > 0
+
+
+def test_a_step_that_would_be_too_long_at_any_length_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(natural_step, "divergences_from", lambda *_: th.tensor([1.0, math.nan]))
+    model = certain(7.5)
     before = flat(actor(model.policy))
-    with pytest.warns(UserWarning, match="would have moved the policy by a KL divergence of .* was left out") as caught:
+    with pytest.warns(UserWarning, match="would have moved the policy too far.* was left out") as caught:
         model.learn(100)
-    assert model._n_updates > 1 and sum("KL divergence" in str(warning.message) for warning in caught) == 1
+    assert model._n_updates > 1 and sum("was left out" in str(warning.message) for warning in caught) == 1
     assert th.equal(flat(actor(model.policy)), before)
     assert model.logger.name_to_value["train/kl_divergence"] == 0 == model.logger.name_to_value["train/approx_kl"]
 
@@ -300,21 +307,35 @@ def test_a_gain_is_compared_with_what_it_could_be(share: float, refused: bool) -
     check_gain(0.0, weights, 0.0, ALONE)
 
 
-def test_all_workers_undo_a_step_that_went_too_far_with_one() -> None:
-    policy = make_policy("box", net_arch=[])
-    observations, actions = batch_of(policy)
-    before = flat(actor(policy))
-    gradient = [th.ones_like(parameter) for parameter in actor(policy)]
+@pytest.mark.parametrize(("of_other", "shortened"), [(0.0, False), (1.0, True)])
+def test_all_workers_shorten_a_step_that_goes_too_far_for_one(of_other: float, shortened: bool) -> None:
+    steps = []
+    for workers in (Alone(), Two(of_other)):
+        policy = make_policy("box", net_arch=[])
+        observations, actions = batch_of(policy)
+        before = flat(actor(policy))
+        gradient = [th.ones_like(parameter) for parameter in actor(policy)]
+        take_step(policy, gradient, actor(policy), observations, actions, th.ones(20), Settings(0.01, 50, 0.1, 1), workers)
+        steps.append(flat(actor(policy)) - before)
+    fraction = float(steps[1].norm() / steps[0].norm())
+    assert fraction == pytest.approx(0.9 * math.sqrt(0.5) if shortened else 1.0, rel=1e-4)
 
-    class Far(Group):
-        def add_up(self, tensors: Sequence[th.Tensor]) -> None:
-            (total,) = tensors
-            if total.numel() in (1, 1 + len(gradient)):
-                total[0] += 1e6  # timesteps, and as large a divergence of them
 
-    with pytest.raises(TooFarError, match="KL divergence of 1,"):
-        take_step(policy, gradient, actor(policy), observations, actions, th.ones(20), Settings(1e-6, 50, 0.1, 1), Far(0, 2))
-    assert th.equal(flat(actor(policy)), before)
+class Two(Group):
+    """Two workers, of which the other has no timesteps, but says how far it has gone: at first, and half as far then."""
+
+    def __init__(self, divergence: float):
+        super().__init__(0, 2)
+        self.divergence = divergence
+
+    def add_up(self, tensors: Sequence[th.Tensor]) -> None:
+        pass
+
+    def gather(self, item: Any) -> list[Any]:
+        if not isinstance(item, float):
+            return [item, 0]
+        divergence, self.divergence = self.divergence, self.divergence / 2
+        return [item, divergence]
 
 
 def test_a_policy_out_of_all_bounds_is_infinitely_far() -> None:
@@ -323,28 +344,27 @@ def test_a_policy_out_of_all_bounds_is_infinitely_far() -> None:
     observations, actions = batch_of(policy)
     asked = make_actor_critic(policy), Batch.of_observations(observations, actions)
     before = distributions_as_it_acts(*asked)
-    assert divergence_from(before, *asked) == 0.0
+    assert (divergences_from(before, *asked) == 0.0).all()
     with th.no_grad():
         policy.log_std[:] = -1e4
-    assert divergence_from(before, *asked) == math.inf
+    assert (divergences_from(before, *asked) == math.inf).all()
 
 
-def test_a_short_step_may_go_far_beyond_its_target() -> None:
-    model = certain(9.0)
-    model.target_kl = 1e-5
-    before = flat(actor(model.policy))
-    model.learn(1)
-    assert not th.equal(flat(actor(model.policy)), before)
-
-
-def test_undoing_is_warned_of_after_an_overshoot_too() -> None:
-    model = certain(7.5)
-    with pytest.warns(UserWarning, match="moved the policy"):
-        model.learn(1)
+@pytest.mark.parametrize("name", ACTIONS)
+def test_the_divergence_of_an_action_is_the_sum_over_its_parts(name: str) -> None:
+    policy = make_policy(name)
+    observations, actions = batch_of(policy)
+    asked = make_actor_critic(policy), Batch.of_observations(observations, actions)
+    before = distributions_as_it_acts(*asked)
     with th.no_grad():
-        model.policy.get_parameter("action_net.bias")[:] = th.tensor([0.0, 12.0])
-    with pytest.warns(UserWarning, match="was left out"):
-        model.learn(1)
+        policy.action_net.bias += th.linspace(-0.3, 0.4, len(policy.action_net.bias))
+    divergences = divergences_from(before, *asked)
+    assert divergences.shape == (len(observations),) and (divergences > 0).all()
+    after = distributions_as_it_acts(*asked)
+    total = sum(
+        float(kl_divergence(*pair).sum()) for pairs in zip(before, after, strict=True) for pair in zip(*pairs, strict=True)
+    )
+    assert float(divergences.sum()) == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("target_kl", [1e-4, 0.02, 0.3])
