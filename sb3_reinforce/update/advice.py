@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
@@ -61,10 +62,12 @@ class Advisor:
     def before_first_update(self) -> None:
         """Compare the first actions with their bounds."""
         space, log_std = self.model.action_space, getattr(self.model.policy, "log_std", None)
-        if not isinstance(space, spaces.Box) or log_std is None or self.model.use_sde or self.model.policy.squash_output:
+        if not isinstance(space, spaces.Box) or not isinstance(log_std, th.Tensor) or self.model.workers.rank > 0:
             return
         low, high = space.low.ravel().astype(float), space.high.ravel().astype(float)
-        std = np.broadcast_to(log_std.detach().exp().cpu().numpy().ravel(), low.shape)
+        if log_std.numel() != len(low) or self.model.use_sde or self.model.policy.squash_output:
+            return
+        std = log_std.detach().double().exp().clamp(min=np.finfo(np.float64).tiny).flatten().tolist()
         for i in range(len(low)):
             inside = (math.erf(high[i] / (math.sqrt(2.0) * std[i])) - math.erf(low[i] / (math.sqrt(2.0) * std[i]))) / 2
             far = std[i] < NARROW * (high[i] - low[i]) / 2

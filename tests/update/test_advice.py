@@ -13,6 +13,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from gymnasium.wrappers import RescaleAction, TransformReward
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.update import advice
@@ -220,3 +221,21 @@ def test_the_returns_of_episodes_are_the_sums_of_their_rewards() -> None:
     model.learn(1)
     buffer = model.rollout_buffer
     assert sorted(advice.episode_totals(buffer.rewards, buffer.episodes)) == [2.0, 3.0, 4.0]
+
+
+class StateDependent(ActorCriticPolicy):
+    """Its deviation is a function of the state, under the name that SB3 gives to a parameter."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.log_std = th.nn.Parameter(th.zeros(3, 2))
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
+        mean = self.action_net(latent_pi)
+        return self.action_dist.proba_distribution(mean, self.log_std.mean().expand_as(mean))
+
+
+def test_a_deviation_of_an_unknown_shape_is_no_hindrance() -> None:
+    env = Bandit(spaces.Box(-0.01, 0.01, (1,)), lambda action: 0.0)
+    model = REINFORCE(StateDependent, env, n_steps=100, seed=0, device="cpu")
+    assert not advised(warned(model, 200))
