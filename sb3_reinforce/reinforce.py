@@ -102,7 +102,7 @@ class REINFORCE(OnPolicyAlgorithm):
     :param normalize_returns: Whether the critic learns the returns in units of their own mean and deviation (PopArt), so that
         rewards of any scale give the same policy. Its last layer is rescaled so that ``predict_values`` stays in raw units; a
         new critic says 0 until its first update. A policy whose ``value_net`` is no linear layer that puts out the value keeps
-        raw units, as with ``False``, which A2C has
+        raw units, as with ``False``, which A2C has. It wants a smaller learning rate for the critic, about 0.001
     :param n_critic_updates: Number of further passes of the critic over the rollout after each policy step;
         0: the joint step alone, as in A2C
     :param critic_learning_rate: A learning rate or schedule for the critic's own parameters; ``None``: ``learning_rate``
@@ -177,7 +177,7 @@ class REINFORCE(OnPolicyAlgorithm):
         max_grad_norm: float = 0.5,
         n_critic_updates: int = 5,
         critic_learning_rate: float | Schedule | None = None,
-        normalize_returns: bool = True,
+        normalize_returns: bool = False,
         natural_gradient: bool = False,
         target_kl: float | Schedule = 0.01,
         cg_max_steps: int = 15,

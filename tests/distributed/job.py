@@ -100,6 +100,8 @@ NATURAL = {"natural_gradient": True, "n_critic_updates": 0, "cg_max_steps": 100,
 #: Everything of which one process with all environments must make the same update
 UPDATES: dict[str, dict[str, Any]] = {
     "default": {"n_critic_updates": 3, "batch_size": 100_000},
+    "normalized returns": {"n_critic_updates": 3, "batch_size": 100_000, "normalize_returns": True},
+    "normalized returns of a new critic": {**SGD, "normalize_returns": True, "n_critic_updates": 2, "batch_size": 100_000},
     "sgd": SGD,
     "clipped": {**SGD, "max_grad_norm": 0.01},
     "not normalized": {**SGD, "normalize_advantage": False, "max_grad_norm": 100.0, "ent_coef": 0.1},

@@ -32,7 +32,7 @@ def scaled(env_id: str, scale: float, shift: float = 0.0) -> gym.Env:
 
 
 def train(env_id: str, scale: float, n_timesteps: int, **kwargs: Any) -> REINFORCE:
-    arguments: dict[str, Any] = {"seed": 0, "n_steps": 200, "device": "cpu", **kwargs}
+    arguments: dict[str, Any] = {"seed": 0, "n_steps": 200, "device": "cpu", "normalize_returns": True, **kwargs}
     return REINFORCE("MlpPolicy", scaled(env_id, scale), **arguments).learn(n_timesteps)
 
 
@@ -98,7 +98,7 @@ def test_a_new_critic_says_nothing_and_begins_at_the_mean_of_the_returns() -> No
     values: list[np.ndarray] = []
     returns: list[np.ndarray] = []
     env = scaled("Pendulum-v1", 1.0, shift=-1000.0)  # returns whose mean is large beside their deviation
-    model = REINFORCE("MlpPolicy", env, n_episodes=2, learning_rate=1e-3, seed=0, device="cpu")
+    model = REINFORCE("MlpPolicy", env, n_episodes=2, learning_rate=1e-3, seed=0, device="cpu", normalize_returns=True)
     model.learn(600, callback=Rollouts())
     assert not values[0].any()
     size, deviation = abs(returns[0].mean()), returns[0].std()
@@ -140,7 +140,7 @@ def test_a_critic_follows_returns_whose_mean_is_large_beside_their_deviation() -
 def test_the_logged_value_loss_is_in_raw_units() -> None:
     losses = []
     for scale in (1.0, 2.0**10):
-        model = REINFORCE("MlpPolicy", scaled("CartPole-v1", scale), n_steps=200, seed=0, device="cpu")
+        model = REINFORCE("MlpPolicy", scaled("CartPole-v1", scale), n_steps=200, seed=0, device="cpu", normalize_returns=True)
         model.set_logger(configure(None, []))
         model.learn(200)
         losses.append(model.logger.name_to_value["train/value_loss"])
@@ -155,8 +155,12 @@ def test_a_critic_from_elsewhere_keeps_what_it_has_learned(tmp_path: Path) -> No
     a2c.save(tmp_path / "a2c.zip")
     loaded: list[REINFORCE] = []
     with pytest.warns(UserWarning, match="saved by another algorithm"):
-        loaded.append(REINFORCE.load(tmp_path / "a2c.zip", env, n_critic_updates=0, vf_coef=0.0, n_steps=200))
-    fresh = REINFORCE("MlpPolicy", env, n_critic_updates=0, vf_coef=0.0, n_steps=200, seed=0, device="cpu")
+        loaded.append(
+            REINFORCE.load(tmp_path / "a2c.zip", env, n_critic_updates=0, vf_coef=0.0, n_steps=200, normalize_returns=True)
+        )
+    fresh = REINFORCE(
+        "MlpPolicy", env, n_critic_updates=0, vf_coef=0.0, n_steps=200, seed=0, device="cpu", normalize_returns=True
+    )
     with pytest.warns(UserWarning, match="optimizer"):
         fresh.set_parameters(str(tmp_path / "a2c.zip"))
     observation = a2c.policy.obs_to_tensor(np.full(4, 0.1, np.float32))[0]
@@ -170,7 +174,7 @@ def test_a_critic_from_elsewhere_keeps_what_it_has_learned(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("n_stops", [1, 2])
 def test_a_saved_model_goes_on_in_its_units(tmp_path: Path, n_stops: int) -> None:
-    kwargs: dict[str, Any] = {"n_episodes": 1, "seed": 0, "device": "cpu"}
+    kwargs: dict[str, Any] = {"n_episodes": 1, "seed": 0, "device": "cpu", "normalize_returns": True}
     model = REINFORCE("MlpPolicy", scaled("Pendulum-v1", 1.0), **kwargs).learn(200 * n_stops)
     model.save(tmp_path / "model.zip")
     loaded = REINFORCE.load(tmp_path / "model.zip", device="cpu")
@@ -203,7 +207,9 @@ class Own(ActorCriticPolicy):
 @pytest.mark.parametrize(("policy_class", "known"), [(Doubled, False), (Own, True), (ActorCriticPolicy, True)])
 def test_only_a_layer_that_puts_out_the_value_is_rescaled(policy_class: type[ActorCriticPolicy], known: bool) -> None:
     env = scaled("CartPole-v1", 100.0)
-    model = REINFORCE(policy_class, env, n_steps=200, n_critic_updates=1, batch_size=1000, seed=0, device="cpu")
+    model = REINFORCE(
+        policy_class, env, n_steps=200, n_critic_updates=1, batch_size=1000, seed=0, device="cpu", normalize_returns=True
+    )
     head = model.actor_critic.value_head()
     assert (head is model.policy.value_net) == known
     assert bool(model.policy.value_net.weight.any()) != known
@@ -212,7 +218,7 @@ def test_only_a_layer_that_puts_out_the_value_is_rescaled(policy_class: type[Act
 
 
 def test_a_frozen_last_layer_stays_as_it_is() -> None:
-    model = REINFORCE("MlpPolicy", scaled("CartPole-v1", 100.0), n_steps=200, seed=0, device="cpu")
+    model = REINFORCE("MlpPolicy", scaled("CartPole-v1", 100.0), n_steps=200, seed=0, device="cpu", normalize_returns=True)
     with th.no_grad():
         model.policy.value_net.weight.fill_(1.0)
     model.policy.value_net.requires_grad_(False)
