@@ -33,15 +33,7 @@ def metadata(run: Run) -> dict[str, Any]:
     :param run: What to run
     :return: What the first line of its file says
     """
-    import sb3_reinforce
-
     source, entry = find_entry(run.algo, run.env_id)
-    versions = {"sb3_reinforce": sb3_reinforce.__version__, "python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return {
         "algo": run.algo,
         "env": run.env_id,
@@ -49,11 +41,26 @@ def metadata(run: Run) -> dict[str, Any]:
         "budget": run.budget,
         "entry": source,
         "hyperparameters": entry,
-        "versions": versions,
+        "versions": versions(),
         "commit": commit(),
         "machine": machine(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def versions() -> dict[str, str]:
+    """
+    :return: The versions of Python and of the packages that results depend on, of those that are installed
+    """
+    import sb3_reinforce
+
+    found = {"sb3_reinforce": sb3_reinforce.__version__, "python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def commit() -> str | None:

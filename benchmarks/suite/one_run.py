@@ -16,13 +16,12 @@ from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from benchmarks.learning.one_run import PACKAGES, commit, machine, version
+from benchmarks.learning.one_run import EVAL_SEED_OFFSET, commit, machine, versions
 from benchmarks.suite.tasks import TASKS
 from sb3_reinforce import REINFORCE
 
 COLUMNS = ("timesteps", "cpu_seconds", "n_episodes", "return_last_100", "eval_mean", "eval_std")
 N_ROWS = 20
-EVAL_SEED_OFFSET = 10_000
 #: ``random`` draws its actions from the space; ``zoo`` is REINFORCE with the zoo's default entry
 ALGOS: dict[str, type[BaseAlgorithm]] = {"reinforce": REINFORCE, "zoo": REINFORCE, "ppo": PPO, "a2c": A2C, "trpo": TRPO}
 RANDOM = "random"
@@ -133,8 +132,7 @@ def train(run: Run) -> str:
             partial.unlink(missing_ok=True)
             return "finished before"
         file.truncate(0)
-        versions = {package: version(package) for package in PACKAGES}
-        about = {"change": run.change, "versions": versions, "commit": commit(), "machine": machine()}
+        about = {"change": run.change, "versions": versions(), "commit": commit(), "machine": machine()}
         file.write(f"# {json.dumps(about, default=str)}\n{','.join(COLUMNS)}\n")
         if run.algo == RANDOM:
             returns = returns_of(run, None)

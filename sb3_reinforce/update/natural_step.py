@@ -21,14 +21,13 @@ from sb3_reinforce.update.fisher import Fisher, NoDirectionError, scaled_step, s
 from sb3_reinforce.update.gradients import Gradients
 from sb3_reinforce.update.kl import kl_divergence
 from sb3_reinforce.update.policy_step import OptimizerStep, gradient_step
+from sb3_reinforce.update.return_units import ROUNDING
 
 #: A step is shortened until its divergence is at most this multiple of its target for every timestep of the batch (or the
 #: second number). The mean says little where the policy is nearly deterministic: one step can then make it sure of a wrong
 #: action in a state that the batch has hardly seen, for good
 WORST, LEAST_WORST = 50.0, 1e-3
 MAX_TRIALS = 20
-#: A sum that is smaller than this, relative to its terms, is a rounding error
-ROUNDING = 4 * th.finfo(th.float32).eps
 
 
 class TooFarError(ValueError):
@@ -191,15 +190,15 @@ def _descend(
 ) -> float:
     """Subtract a step from the parameters, shortened if it goes too far for one of the timesteps; returns the divergence."""
     before = distributions_as_it_acts(actor_critic, batch)
-    parameters = [(parameter, parameter.detach().clone()) for parameter in fisher.parameters]
     parts = step.split([parameter.numel() for parameter in fisher.parameters])
     most = max(WORST * target_kl, LEAST_WORST)
-    fraction = 1.0
+    taken, fraction = 0.0, 1.0
     with restored_on_error(fisher.parameters):
         for _ in range(MAX_TRIALS):
             with th.no_grad():
-                for (parameter, old), part in zip(parameters, parts, strict=True):
-                    parameter.copy_(old - fraction * part.view_as(old))
+                for parameter, part in zip(fisher.parameters, parts, strict=True):
+                    parameter.sub_((fraction - taken) * part.view_as(parameter))
+            taken = fraction
             divergences = divergences_from(before, actor_critic, batch)
             worst = workers.gather(float(divergences.max()))
             if all(each <= most for each in worst):

@@ -21,7 +21,7 @@ from sb3_reinforce.distributed.workers import Alone
 
 #: Share of the newest batch in the statistics, once there have been as many batches as its inverse
 NEWEST = 0.1
-#: A deviation that is smaller than this, relative to the size of the numbers, is a rounding error
+#: A sum or a deviation that is smaller than this, relative to the numbers, is a rounding error
 ROUNDING = 4 * th.finfo(th.float32).eps
 
 

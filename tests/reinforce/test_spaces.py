@@ -290,7 +290,9 @@ def test_the_critic_moves_a_shared_features_extractor_in_the_joint_step_alone() 
 
     assert th.equal(extractor_after(n_critic_updates=0), extractor_after(n_critic_updates=10))
     # A new critic that says 0 has no gradient yet
-    assert not th.equal(extractor_after(16, vf_coef=0.0), extractor_after(16, vf_coef=1.0))
+    for normalize_returns in (False, True):
+        others = {"n_timesteps": 16, "normalize_returns": normalize_returns}
+        assert not th.equal(extractor_after(vf_coef=0.0, **others), extractor_after(vf_coef=1.0, **others))
     raw = {"normalize_returns": False}
     assert not th.equal(extractor_after(vf_coef=0.0, **raw), extractor_after(vf_coef=1.0, **raw))
 
