@@ -58,8 +58,8 @@ def reported(folder: Path = RESULTS) -> list[Run]:
         runs += [Run(algo, task, N_STEPS, 1, seed, folder, "", change) for algo, change in ours for task in TASKS]
         runs += [Run(OURS, task, N_STEPS, N_ENVS, seed, folder) for task in TASKS]
         runs += [Run(algo, task, N_MORE_STEPS, 1, seed, folder, "", change) for algo, change in ours for task in UNTOUCHED]
-    for algo in OTHERS:
-        runs += [Run(algo, task, N_STEPS, 1, seed, folder) for seed in range(N_SEEDS_OF_OTHERS) for task in TASKS]
+    for seed in range(N_SEEDS_OF_OTHERS):
+        runs += [Run(algo, task, N_STEPS, 1, seed, folder) for algo in OTHERS for task in TASKS]
     for seed in range(N_SEEDS_OF_MORE_STEPS):
         runs += [Run(algo, task, N_MORE_STEPS, 1, seed, folder) for algo in OTHERS for task in UNTOUCHED]
     return runs
