@@ -2,7 +2,7 @@
 What does one line learn on tasks that nobody tuned?
 
     python -m benchmarks.defaults run [--workers 2] [--algos ...] [--tasks ...] [--steps ...]    # goes on where it was stopped
-    python -m benchmarks.defaults change [--workers 2] [--changes ...] [--envs 1]               # one change at a time
+    python -m benchmarks.defaults change [--workers 2] [--changes ...] [--tasks ...] [--envs 1]  # one change at a time
     python -m benchmarks.defaults report [--page BENCHMARKS.md]                                  # the tables
 
 Each run is a CSV of its own in ``results/defaults``. The seeds of the report start at 0; those that defaults are chosen
@@ -29,7 +29,6 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run", help="the runs of the report")
     runs.add_argument("--algos", nargs="+", choices=(RANDOM, *ALGOS), default=[RANDOM, *ALGOS], metavar="ALGO")
-    runs.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
     runs.add_argument("--steps", nargs="+", type=int, choices=(N_STEPS, N_MORE_STEPS), default=[N_STEPS, N_MORE_STEPS])
     changes = commands.add_parser("change", help="runs with one change of the defaults at a time")
     changes.add_argument(
@@ -40,6 +39,7 @@ def main() -> None:
     for command in (runs, changes, tables):
         command.add_argument("--folder", type=Path, default=RESULTS, help="where the results lie")
     for command in (runs, changes):
+        command.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
         command.add_argument("--workers", type=positive, default=2, help="number of runs at a time")
     tables.add_argument("--page", type=Path, help="page to put the tables into (BENCHMARKS.md)")
     args = parser.parse_args()
@@ -53,10 +53,11 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, stop)
     if args.command == "change":
-        sys.exit(not run_all(changed(args.changes, args.envs, args.folder), args.workers))
-    steps = {0, *args.steps}
-    todo = [run for run in reported(args.folder) if run.algo in args.algos and run.task in args.tasks and run.n_steps in steps]
-    sys.exit(not run_all(todo, args.workers))
+        todo = changed(args.changes, args.envs, args.folder)
+    else:
+        steps = {0, *args.steps}
+        todo = [run for run in reported(args.folder) if run.algo in args.algos and run.n_steps in steps]
+    sys.exit(not run_all([run for run in todo if run.task in args.tasks], args.workers))
 
 
 if __name__ == "__main__":

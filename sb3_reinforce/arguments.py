@@ -65,14 +65,17 @@ def _is_finite(value: Real) -> bool:
         return False
 
 
-def check_flag(name: str, value: object) -> None:
+def check_flag(name: str, value: object, or_none: bool = False) -> None:
     """
     :param name: Name of the argument
     :param value: What was given
+    :param or_none: Whether ``None`` is a third answer
     :raises ValueError: If the value is neither ``True`` nor ``False``
     """
-    if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+    if not isinstance(value, bool | np.bool_) and not (or_none and value is None):
+        raise ValueError(
+            f"`{name}` must be True{',' if or_none else ' or'} False{' or None' if or_none else ''}, got {value!r}."
+        )
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
@@ -92,7 +95,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             check_positive_int(name, get(name))
     check_number("gamma", get("gamma"), 0, 1)
     check_number("gae_lambda", get("gae_lambda"), 0, 1)
-    check_number("ent_coef", get("ent_coef"), -math.inf)
+    if get("ent_coef") is not None:
+        check_number("ent_coef", get("ent_coef"), -math.inf)
     check_number("vf_coef", get("vf_coef"), 0)
     check_number("max_grad_norm", get("max_grad_norm"), 0, low_excluded=True, infinite=True)
     if not callable(get("target_kl")):  # a schedule may end at zero
@@ -105,9 +109,9 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         "discount_state_distribution",
         "normalize_advantage",
         "normalize_returns",
-        "natural_gradient",
     ):
         check_flag(name, get(name))
+    check_flag("natural_gradient", get("natural_gradient"), or_none=True)
     check_learning_rate("learning_rate", get("learning_rate"))
     if get("critic_learning_rate") is not None:
         check_learning_rate("critic_learning_rate", get("critic_learning_rate"))
@@ -159,7 +163,7 @@ def _is_recurrent(policy: type[BasePolicy]) -> bool:
     return recurrent is not None and issubclass(policy, recurrent.RecurrentActorCriticPolicy)
 
 
-def check_policy_step(policy_step_class: object, base: type, natural_gradient: bool) -> None:
+def check_policy_step(policy_step_class: object, base: type, natural_gradient: bool | None) -> None:
     """
     :param policy_step_class: The class of the policy step
     :param base: The class that it must be derived from

@@ -33,15 +33,19 @@ from sb3_reinforce.rollout.callback_locals import RolloutCallbacks
 from sb3_reinforce.rollout.observations import check_statistics, check_step, judged_observations
 from sb3_reinforce.rollout.player import Player
 from sb3_reinforce.update.advice import Advisor
+from sb3_reinforce.update.automatic_step import AutomaticStep
 from sb3_reinforce.update.critic import fit_critic
 from sb3_reinforce.update.gradients import Gradients, add_up, check_losses, check_weights, estimate_gradients, log_prob_weights
 from sb3_reinforce.update.kl import approximate_kl
+from sb3_reinforce.update.natural_step import NaturalStep
 from sb3_reinforce.update.policy_step import OptimizerStep, PolicyStep
 from sb3_reinforce.update.return_units import ReturnUnits, in_units, say_nothing
 
 FilePath = str | pathlib.Path | io.BufferedIOBase
 #: Timesteps of an update over all environments, unless ``n_steps`` or ``n_episodes`` says otherwise
 N_TIMESTEPS = 1024
+#: Entropy coefficient of actions that are not continuous, unless ``ent_coef`` says otherwise
+ENT_COEF = 0.02
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
 
@@ -96,20 +100,24 @@ class REINFORCE(OnPolicyAlgorithm):
     :param average_over: The sum over the batch is divided by the number of its ``"timesteps"`` or its ``"episodes"``.
         The latter is unbiased with ``n_episodes``; with ``n_steps`` the quotient has a bias of O(1/N)
     :param normalize_advantage: Whether to normalize the advantages over all recorded timesteps of the update
-    :param ent_coef: Entropy coefficient for the loss calculation
+    :param ent_coef: Entropy coefficient for the loss calculation. ``None``: 0 for continuous actions, whose entropy has no
+        bound, and 0.02 for all others
     :param vf_coef: Value function coefficient of the joint step of policy and critic
     :param max_grad_norm: The maximum value for the gradient clipping; the gradients of actor and critic are clipped separately
     :param normalize_returns: Whether the critic learns the returns in units of their own mean and deviation (PopArt), so that
         rewards of any scale give the same policy. Its last layer is rescaled so that ``predict_values`` stays in raw units; a
         new critic says 0 until its first update. A policy whose ``value_net`` is no linear layer that puts out the value keeps
-        raw units, as with ``False``, which A2C has. It wants a smaller learning rate for the critic, about 0.001
+        raw units, as with ``False``, which A2C has
     :param n_critic_updates: Number of further passes of the critic over the rollout after each policy step;
         0: the joint step alone, as in A2C
     :param critic_learning_rate: A learning rate or schedule for the critic's own parameters; ``None``: ``learning_rate``
     :param natural_gradient: Whether the policy steps along its natural gradient :math:`F^{-1} g` (Kakade, 2001, "A Natural
         Policy Gradient"), with :math:`F` the Fisher information of the batch, so far that the KL divergence is
         ``target_kl`` to second order. ``learning_rate`` and ``max_grad_norm`` then apply to the critic only. Layers that the
-        critic shares with the actor belong to the actor, as in sb3-contrib's TRPO: the value loss does not reach them
+        critic shares with the actor belong to the actor, as in sb3-contrib's TRPO: the value loss does not reach them.
+        ``False``: a step of the optimizer, for which a ``learning_rate`` of 0.003 is a better start. ``None``: natural, but
+        with a warning a step of the optimizer if the policy's layers cannot be differentiated twice, or the divergence
+        between its distributions is not known
     :param target_kl: KL divergence of a natural step, summed over the dimensions of an action, averaged over timesteps;
         it can be a function of the current progress remaining (from 1 to 0). A step is shortened until its divergence is
         at most fifty times as large for every timestep of the batch, so that no rare state is lost
@@ -158,10 +166,10 @@ class REINFORCE(OnPolicyAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 3.5e-3,
-        n_steps: int | None = 512,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int | None = None,
         n_episodes: int | None = None,
-        batch_size: int = 256,
+        batch_size: int = 64,
         gamma: float = 0.99,
         gae_lambda: float = 1.0,
         reward_to_go: bool = True,
@@ -172,13 +180,13 @@ class REINFORCE(OnPolicyAlgorithm):
         discount_state_distribution: bool = False,
         average_over: Literal["timesteps", "episodes"] = "timesteps",
         normalize_advantage: bool = True,
-        ent_coef: float = 0.0,
+        ent_coef: float | None = None,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
         n_critic_updates: int = 5,
         critic_learning_rate: float | Schedule | None = None,
-        normalize_returns: bool = False,
-        natural_gradient: bool = False,
+        normalize_returns: bool = True,
+        natural_gradient: bool | None = None,
         target_kl: float | Schedule = 0.01,
         cg_max_steps: int = 15,
         cg_damping: float = 0.1,
@@ -205,7 +213,7 @@ class REINFORCE(OnPolicyAlgorithm):
             n_steps=n_steps,  # type: ignore[arg-type]
             gamma=gamma,
             gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
+            ent_coef=ent_coef,  # type: ignore[arg-type]
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
             use_sde=use_sde,
@@ -307,11 +315,9 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.policy_step_class is not None:
             arguments.check_policy_step(self.policy_step_class, PolicyStep, self.natural_gradient)
             return self.policy_step_class
-        if not self.natural_gradient:
-            return OptimizerStep
-        from sb3_reinforce.update.natural_step import NaturalStep  # imports sb3-contrib, so only if needed
-
-        return NaturalStep
+        if self.natural_gradient is None:
+            return AutomaticStep
+        return NaturalStep if self.natural_gradient else OptimizerStep
 
     @property
     def steps_per_environment(self) -> int:
@@ -319,6 +325,13 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.n_steps is None:
             return max(1, N_TIMESTEPS // (self.n_envs * n_launched()))
         return self.n_steps
+
+    @property
+    def entropy_coefficient(self) -> float:
+        """The coefficient of the entropy in the loss, see ``ent_coef``."""
+        if self.ent_coef is None:
+            return 0.0 if isinstance(self.action_space, spaces.Box) else ENT_COEF
+        return self.ent_coef
 
     @property
     def uses_critic(self) -> bool:
@@ -444,7 +457,7 @@ class REINFORCE(OnPolicyAlgorithm):
         with all_or_nothing(self.policy):
             with in_units(units, head, batch) as targets:
                 gradients = estimate_gradients(
-                    actor_critic, targets, weights, parameters, self.ent_coef, self.vf_coef, n_total
+                    actor_critic, targets, weights, parameters, self.entropy_coefficient, self.vf_coef, n_total
                 )
                 check_losses(gradients, batch)
                 gradients = add_up(gradients, workers)

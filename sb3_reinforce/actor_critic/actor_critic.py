@@ -26,6 +26,17 @@ from sb3_reinforce.distributed.workers import Alone
 Evaluation = tuple[th.Tensor, th.Tensor, th.Tensor | None]
 
 
+class NoNaturalStepError(ValueError):
+    """
+    A policy has no natural step.
+
+    :param message: The reason
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+
+
 class ActorCritic:
     """
     Any policy: actor and critic come from ``evaluate_actions`` and ``forward``, as SB3 calls them.
@@ -123,7 +134,7 @@ class ActorCritic:
 
         :param piece: A piece of a batch
         :return: The distributions, each over all timesteps of the piece
-        :raises ValueError: If the policy does not leave its distribution where SB3's does
+        :raises NoNaturalStepError: If the policy does not leave its distribution where SB3's does
         """
         # SB3's `get_distribution` may not call the methods of such a policy, whose `evaluate_actions` is trained
         policy = self.policy
@@ -131,7 +142,7 @@ class ActorCritic:
         log_probs = self.evaluate(piece)[1]
         found = getattr(policy.action_dist, "distribution", None)
         if found is before or not th.allclose(policy.action_dist.log_prob(piece.actions), log_probs, equal_nan=True):
-            raise ValueError(
+            raise NoNaturalStepError(
                 "`natural_gradient=True` needs a policy that leaves the distribution of its `evaluate_actions` in "
                 f"`policy.action_dist`, got {type(policy).__name__}."
             )

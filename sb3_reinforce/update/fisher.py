@@ -18,7 +18,7 @@ from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sb3_reinforce.actor_critic.actor_critic import ActorCritic
+from sb3_reinforce.actor_critic.actor_critic import ActorCritic, NoNaturalStepError
 from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.actor_critic.state import detached
 from sb3_reinforce.distributed.workers import Alone
@@ -127,14 +127,14 @@ class Fisher:
 def second_derivative_named(policy: ActorCriticPolicy) -> Iterator[None]:
     """
     :param policy: The policy
-    :raises ValueError: If PyTorch says that the policy has no second derivative
+    :raises NoNaturalStepError: If PyTorch says that the policy has no second derivative
     """
     try:
         yield
     except RuntimeError as error:  # which includes NotImplementedError
         if "derivative" not in str(error):
             raise
-        raise ValueError(
+        raise NoNaturalStepError(
             f"`natural_gradient=True` needs layers that can be differentiated twice, got {type(policy).__name__}, for which "
             f"PyTorch says: {str(error).splitlines()[0]}"
         ) from error

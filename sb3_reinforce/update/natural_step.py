@@ -11,7 +11,7 @@ import numpy as np
 import torch as th
 from torch.distributions import Distribution
 
-from sb3_reinforce.actor_critic.actor_critic import ActorCritic
+from sb3_reinforce.actor_critic.actor_critic import ActorCritic, NoNaturalStepError
 from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.actor_critic.parameters import Parameters
 from sb3_reinforce.actor_critic.state import detached, evaluation_mode, forget_graphs, kept_buffers, restored_on_error
@@ -66,6 +66,8 @@ class NaturalStep(OptimizerStep):
 
     # The value loss would move the policy through shared layers, far beyond the divergence
     moves_shared_layers = False
+    #: Whether updates without a direction are worth a warning
+    warns_of_direction = True
 
     _warned_of_direction = False
     _warned_of_undoing = False
@@ -78,6 +80,10 @@ class NaturalStep(OptimizerStep):
     def begin(self) -> None:
         model = self.model
         check_second_derivative(model.actor_critic)
+        self._begin_together()
+
+    def _begin_together(self) -> None:
+        model = self.model
         for progress_remaining in (1.0, model._current_progress_remaining, 0.0):
             self._target_kl_at(progress_remaining)
         self._share_found()
@@ -109,7 +115,7 @@ class NaturalStep(OptimizerStep):
             norm, divergence = natural_step(model.actor_critic, batch, weights, gradient, parameters, settings, model.workers)
         except NoDirectionError as error:
             # A solved task has such batches, and so has a task whose reward is not found yet: the next batch may be different
-            if not self._warned_of_direction:
+            if self.warns_of_direction and not self._warned_of_direction:
                 warnings.warn(f"{error} No natural step is made in such updates.", UserWarning, stacklevel=2)
                 self._warned_of_direction = True
         except TooFarError as error:
@@ -246,7 +252,7 @@ def _of_timesteps(old: Distribution, new: Distribution) -> th.Tensor:
 def check_policy(actor_critic: ActorCritic) -> None:
     """
     :param actor_critic: The policy. If it has no output for a drawn observation, it is not checked
-    :raises ValueError: If the KL divergence between its distributions is not known
+    :raises NoNaturalStepError: If the KL divergence between its distributions is not known
     """
     batch = actor_critic.drawn_batch()
     if batch is None:
@@ -256,7 +262,7 @@ def check_policy(actor_critic: ActorCritic) -> None:
             try:
                 kl_divergence(distribution, distribution)
             except NotImplementedError as error:
-                raise ValueError(
+                raise NoNaturalStepError(
                     "`natural_gradient=True` needs a distribution with a KL divergence in `torch.distributions`, "
                     f"got {type(distribution).__name__} of {type(actor_critic.policy).__name__}."
                 ) from error
@@ -265,7 +271,7 @@ def check_policy(actor_critic: ActorCritic) -> None:
 def check_second_derivative(actor_critic: ActorCritic) -> None:
     """
     :param actor_critic: The policy. If it has no output for a drawn observation, it is not checked before its first step
-    :raises ValueError: If its distribution cannot be differentiated twice by the actor's parameters
+    :raises NoNaturalStepError: If its distribution cannot be differentiated twice by the actor's parameters
     """
     policy, batch = actor_critic.policy, actor_critic.drawn_batch()
     if batch is None:
