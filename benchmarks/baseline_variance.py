@@ -21,7 +21,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks.common import markdown  # first: one thread
+from benchmarks.common import PLAIN, markdown  # first: one thread
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.callbacks.noise import divide, divisor_shares, group_gradients, measure_noise
 from sb3_reinforce.monte_carlo.baselines import make_baseline
@@ -180,11 +180,9 @@ def main() -> None:
         model = REINFORCE(
             "MlpPolicy",
             make_vec_env(env, N_ENVS, seed=0),
-            learning_rate=3e-3,
-            n_episodes=N_EPISODES,
-            gamma=gamma,
             seed=0,
             device="cpu",
+            **{**PLAIN, "learning_rate": 3e-3, "n_episodes": N_EPISODES, "gamma": gamma},
         )
         trained = 0  # the model's own count has the steps of the measurements, too
         for stage in stages[:1] if args.quick else stages:

@@ -18,6 +18,15 @@ if getattr(_main, "__spec__", None) is None and Path(getattr(_main, "__file__", 
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     os.execv(sys.executable, [sys.executable, "-m", f"benchmarks.{Path(_main.__file__).stem}", *sys.argv[1:]])
 
+#: Plain REINFORCE, which speed and variance are measured with: Adam's steps, and a critic in raw units
+PLAIN: dict[str, Any] = {
+    "natural_gradient": False,
+    "normalize_returns": False,
+    "ent_coef": 0.0,
+    "learning_rate": 3.5e-3,
+    "n_steps": 512,
+    "batch_size": 256,
+}
 #: The folder of the project
 ROOT = Path(__file__).parents[1]
 

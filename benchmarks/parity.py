@@ -87,7 +87,15 @@ def make(policy: Any = "MlpPolicy", env: Any = "CartPole-v1", n_envs: int = 1, *
 
     factory = env if isinstance(env, str) else lambda: Random(*env)
     vec_env = make_vec_env(factory, n_envs=n_envs, seed=3)
-    return REINFORCE(policy, vec_env, **{"seed": 0, "device": "cpu", "n_steps": 64, **arguments})
+    # Those that have no defaults that any two checkouts share
+    plain = {
+        "natural_gradient": False,
+        "normalize_returns": False,
+        "ent_coef": 0.0,
+        "learning_rate": 3.5e-3,
+        "batch_size": 256,
+    }
+    return REINFORCE(policy, vec_env, **{"seed": 0, "device": "cpu", "n_steps": 64, **plain, **arguments})
 
 
 def trained(n_timesteps: int = 400, callback: Any = None, **arguments: Any) -> np.ndarray:

@@ -27,10 +27,10 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks.common import ROOT, markdown  # first: one thread
+from benchmarks.common import PLAIN, ROOT, markdown  # first: one thread
 from sb3_reinforce import REINFORCE, distributed
 
-BATCH_SIZE = 256
+BATCH_SIZE = PLAIN["batch_size"]
 #: Arguments of the model; ``shared_batch``: the critic's minibatches do not grow with the number of workers
 SETTINGS: dict[str, dict[str, Any]] = {
     "CartPole-v1, leave-one-out": {"env": "CartPole-v1", "n_envs": 8, "n_steps": 256, "baseline": "leave_one_out"},
@@ -102,7 +102,8 @@ def work(name: str, n_updates: int, path: Path) -> None:
     env = make_vec_env(settings.pop("env"), n_envs=settings.pop("n_envs"))
     batch_size = BATCH_SIZE if settings.pop("shared_batch", False) else BATCH_SIZE * size
     # Too small a rate to learn: the episodes, and the work per update, stay what they are
-    model = REINFORCE("MlpPolicy", env, learning_rate=1e-8, batch_size=batch_size, seed=0, device="cpu", **settings)
+    settings = {**PLAIN, "learning_rate": 1e-8, "batch_size": batch_size, **settings}
+    model = REINFORCE("MlpPolicy", env, seed=0, device="cpu", **settings)
     meter = Meter()
     # An episode more per environment is played than n_steps: the number of updates is about the one asked for
     model.learn((n_updates + 3) * size * env.num_envs * model.n_steps, callback=meter)

@@ -29,7 +29,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks.common import markdown  # first: one thread
+from benchmarks.common import PLAIN, markdown  # first: one thread
 from sb3_reinforce import REINFORCE
 
 ENVS = ("CartPole-v1", "LunarLander-v3", "HalfCheetah-v5")
@@ -113,11 +113,11 @@ def contenders(env_id: str, n_envs: int) -> dict[str, tuple[Callable[[], Callabl
     :return: By name, a function that builds the contender, and its share of the steps
     """
     n_steps = N_STEPS[n_envs]
-    critic = dict(n_critic_updates=5, batch_size=256)
-    no_baseline = dict(n_steps=N_STEPS_WITHOUT_BASELINE[n_envs], baseline=None)
+    plain = {**PLAIN, "n_steps": n_steps}
+    no_baseline = {**PLAIN, "n_steps": N_STEPS_WITHOUT_BASELINE[n_envs], "baseline": None}
     return {
         "env-only": (lambda: env_only(env_id, n_envs, n_steps), 1.0),
-        "REINFORCE": (lambda: learner(REINFORCE, env_id, n_envs, n_steps=n_steps, **critic), 1.0),
+        "REINFORCE": (lambda: learner(REINFORCE, env_id, n_envs, **plain), 1.0),
         "A2C": (lambda: learner(A2C, env_id, n_envs, n_steps=n_steps), 0.4),
         "REINFORCE (no baseline)": (lambda: learner(REINFORCE, env_id, n_envs, **no_baseline), 1.0),
         "PPO": (lambda: learner(PPO, env_id, n_envs), 0.2),
@@ -242,7 +242,7 @@ def memory(env_id: str, episode_length: int, n_envs: int, steps: int) -> dict[st
     """
     reports = race(
         {
-            "REINFORCE": (lambda: learner(REINFORCE, env_id, n_envs, n_steps=episode_length), 1.0),
+            "REINFORCE": (lambda: learner(REINFORCE, env_id, n_envs, **{**PLAIN, "n_steps": episode_length}), 1.0),
             "A2C": (lambda: learner(A2C, env_id, n_envs, n_steps=episode_length), 1.0),
         },
         steps,
@@ -260,7 +260,7 @@ def scaling(steps: int, rounds: int) -> dict[str, float]:
     """
 
     def build(length: int, n_steps: int) -> tuple[Callable[[], Callable[[int], int]], float]:
-        return (lambda: learner(REINFORCE, lambda: FixedLengthEpisodes(length), 1, n_steps=n_steps)), 1.0
+        return (lambda: learner(REINFORCE, lambda: FixedLengthEpisodes(length), 1, **{**PLAIN, "n_steps": n_steps})), 1.0
 
     reports = race(
         {"n_steps 128": build(20, 128), "n_steps 8192": build(20, 8192), "20": build(20, 2000), "2000": build(2000, 2000)},

@@ -31,6 +31,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "value baseline": {"gamma": 0.99, "baseline": "value"},
     "value, 4 x the batch": {"gamma": 0.99, "baseline": "value", "n_steps": 2048},
 }
+#: What they all have: steps of the optimizer, which are longer where the gradient is larger
+PLAIN: dict[str, Any] = {
+    "n_steps": 512,
+    "normalize_advantage": False,
+    "natural_gradient": False,
+    "normalize_returns": False,
+    "ent_coef": 0.0,
+    "learning_rate": 3e-3,
+    "batch_size": 256,
+}
 COLOURS = ("#9e9e9e", "#e6a23c", "#c0392b", "#7b4397", "#2e6fab", "#0b3c6f")
 #: Points of the curves over the training
 N_POINTS = 40
@@ -60,7 +70,7 @@ def train(variant: str, seed: int, timesteps: int) -> pd.DataFrame:
     :return: Return and variance of the gradient over the training, a row for each point of the curves
     """
     th.set_num_threads(1)
-    arguments = {"n_steps": 512, "normalize_advantage": False, "learning_rate": 3e-3, **VARIANTS[variant]}
+    arguments = {**PLAIN, **VARIANTS[variant]}
     model = REINFORCE("MlpPolicy", "CartPole-v1", seed=seed, device="cpu", **arguments)
     returns, monitor = EpisodeReturns(), GradientMonitor(every_n_updates=2)
     model.learn(timesteps, callback=[returns, monitor])
