@@ -120,7 +120,8 @@ class REINFORCE(OnPolicyAlgorithm):
         between its distributions is not known
     :param target_kl: KL divergence of a natural step, summed over the dimensions of an action, averaged over timesteps;
         it can be a function of the current progress remaining (from 1 to 0). A step is shortened until its divergence is
-        at most fifty times as large for every timestep of the batch, so that no rare state is lost
+        at most fifty times as large: on average, and where actions are finitely many for every timestep of the batch, so that
+        no action of a rare state is lost
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
     :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, rounding
         errors decide the directions about which the batch says nothing

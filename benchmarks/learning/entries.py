@@ -3,6 +3,7 @@
 import argparse
 import copy
 import inspect
+import json
 import re
 import tempfile
 from importlib.util import find_spec
@@ -14,6 +15,17 @@ import yaml
 from gymnasium.envs.registration import WrapperSpec
 
 from benchmarks.learning.plan import DELAYED, MONTE_CARLO, Run
+
+OURS = "reinforce"
+#: What runs were made with whose entries do not say so: the constructor's defaults at that time
+FORMER_DEFAULTS = {
+    "learning_rate": "lin_1.0e-2_1.0e-4",
+    "n_steps": 512,
+    "batch_size": 256,
+    "ent_coef": 0.0,
+    "normalize_returns": False,
+    "natural_gradient": False,
+}
 
 
 class DelayedReward(gym.Wrapper):
@@ -75,7 +87,7 @@ def config_file(algo: str) -> Path:
     :param algo: The name of an algorithm in RL Zoo
     :return: The file with its entries
     """
-    if algo == "reinforce":
+    if algo == OURS:
         from sb3_reinforce.zoo import default_config
 
         return default_config()
@@ -122,6 +134,24 @@ def find_entry(algo: str, env_id: str) -> tuple[str, dict[str, Any]]:
     return source, entry
 
 
+def is_of_today(entry: dict[str, Any], algo: str, env_id: str) -> bool:
+    """
+    :param entry: The hyperparameters of a run, as its file has them
+    :param algo: An algorithm or a variant of it
+    :param env_id: An environment
+    :return: Whether it would have the same hyperparameters today
+    """
+    today = json.loads(json.dumps(find_entry(algo, env_id)[1], default=str))
+    if zoo_algo(algo) != OURS:
+        return entry == today
+    from sb3_reinforce import REINFORCE
+
+    defaults = {name: parameter.default for name, parameter in inspect.signature(REINFORCE).parameters.items()}
+    then, now = ({**former, **given} for former, given in (({**defaults, **FORMER_DEFAULTS}, entry), (defaults, today)))
+    ignored = {"n_timesteps"} | ({"n_steps"} if now["n_episodes"] is not None else set())
+    return {name: then.get(name) for name in then.keys() - ignored} == {name: now.get(name) for name in now.keys() - ignored}
+
+
 def build(run: Run) -> tuple[Any, Any]:
     """
     :param run: What to run
@@ -132,7 +162,7 @@ def build(run: Run) -> tuple[Any, Any]:
     from rl_zoo3.utils import ALGOS as CLASSES
 
     algo = zoo_algo(run.algo)
-    if algo == "reinforce":
+    if algo == OURS:
         from sb3_reinforce.zoo import register
 
         register()

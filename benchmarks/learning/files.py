@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.learning.entries import find_entry
+from benchmarks.learning.entries import is_of_today
 from benchmarks.learning.plan import SPEED_STEPS, Run
 
 COLUMNS = ("timesteps", "wall_seconds", "cpu_seconds", "n_episodes", "return_last_100", "eval_mean", "eval_std")
@@ -68,6 +68,6 @@ def is_finished(run: Run) -> bool:
     check_complete(run.path, found, run.kind)
     if found["budget"] != run.budget:
         raise ValueError(f"{run.path} has a budget of {found['budget']}, not {run.budget}: use another `--folder`.")
-    if json.loads(json.dumps(find_entry(run.algo, run.env_id)[1], default=str)) != found["hyperparameters"]:
+    if not is_of_today(found["hyperparameters"], run.algo, run.env_id):
         print(f"{run}: finished, with other hyperparameters than today's. Remove {run.path} to repeat it.")
     return True

@@ -3,7 +3,6 @@
 Nothing is left out and nothing is made up: where there are fewer seeds, the tables say how many there are.
 """
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ import pandas as pd
 
 from benchmarks.common import around_marks, markdown, number, put_between, spread
 from benchmarks.learning.aggregates import aggregates
-from benchmarks.learning.entries import find_entry, zoo_algo
+from benchmarks.learning.entries import is_of_today, zoo_algo
 from benchmarks.learning.figures import figure
 from benchmarks.learning.plan import FURTHER_MUJOCO, MUJOCO
 from benchmarks.learning.results import NAMES, OURS, in_order, load, read_random
 from benchmarks.learning.times import set_clocks, steps_to_solve, times
-from sb3_reinforce import REINFORCE
 
 #: Tianshou's published results, best test return, mean over 10 seeds, on v3 environments (v2: Reacher and the pendulums):
 #: https://github.com/thu-ml/tianshou/blob/master/examples/mujoco/README.md
@@ -49,8 +47,6 @@ PUBLISHED = {
 }
 #: Between these lines of a page stand the tables
 MARKS = "<!-- Written by `benchmarks.learning report`: begin -->", "<!-- Written by `benchmarks.learning report`: end -->"
-#: What a run was made with whose entry names no learning rate: the constructor's default at that time
-FORMER_LEARNING_RATE = "lin_1.0e-2_1.0e-4"
 
 
 def outdated(runs: pd.DataFrame) -> str:
@@ -58,17 +54,10 @@ def outdated(runs: pd.DataFrame) -> str:
     :param runs: The runs
     :return: REINFORCE's runs whose hyperparameters are not those of today's entries
     """
-    defaults = {name: parameter.default for name, parameter in inspect.signature(REINFORCE).parameters.items()}
-
-    def essence(entry: dict[str, Any]) -> dict[str, Any]:
-        chosen = {name: value for name, value in entry.items() if name not in defaults or value != defaults[name]}
-        return chosen | {"n_timesteps": 0}
-
     names = []
     for (env_id, algo), group in runs[runs["algo"].map(zoo_algo) == OURS].groupby(["env", "algo"], sort=False):
-        today = essence(find_entry(algo, env_id)[1])
         for seed, entry in zip(group["seed"], group["hyperparameters"], strict=True):
-            if essence({"learning_rate": FORMER_LEARNING_RATE, **entry}) != today:
+            if not is_of_today(entry, algo, env_id):
                 names.append(f"{algo}-{seed} on {env_id}")
     return ", ".join(names) or "None."
 

@@ -14,7 +14,7 @@ NAMES = {
     "ppo": "PPO",
     "trpo": "TRPO",
 }
-OURS, REFERENCE = "reinforce", "ppo"
+REFERENCE = "ppo"
 
 
 def read_run(path: Path, kind: str = "learning") -> tuple[dict[str, Any], pd.DataFrame]:

@@ -22,6 +22,8 @@ from sb3_reinforce import REINFORCE
 
 COLUMNS = ("timesteps", "cpu_seconds", "n_episodes", "return_last_100", "eval_mean", "eval_std")
 N_ROWS = 20
+#: Begins the line that names the warnings of a run in which nothing is learned
+ADVICE = "# advice: "
 #: ``random`` draws its actions from the space; ``zoo`` is REINFORCE with the zoo's default entry
 ALGOS: dict[str, type[BaseAlgorithm]] = {"reinforce": REINFORCE, "zoo": REINFORCE, "ppo": PPO, "a2c": A2C, "trpo": TRPO}
 RANDOM = "random"
@@ -115,6 +117,25 @@ def returns_of(run: Run, model: BaseAlgorithm | None) -> np.ndarray:
     return np.array(found)
 
 
+def learn(run: Run, file: IO[str]) -> np.ndarray:
+    """
+    :param run: What to run
+    :param file: Where the rows go
+    :return: The return of each episode of the final evaluation
+    """
+    env = make_vec_env(TASKS[run.task].make, n_envs=run.n_envs, seed=run.seed)
+    model = ALGOS[run.algo]("MlpPolicy", env, seed=run.seed, device="cpu", **run.change)
+    recorder = Recorder(file, run.n_steps)
+    model.learn(run.n_steps, callback=ConvertCallback(recorder))
+    end = time.process_time()
+    returns = returns_of(run, model)
+    recorder.start += time.process_time() - end  # the evaluation does not count
+    if isinstance(model, REINFORCE):
+        file.write(f"{ADVICE}{json.dumps(sorted(model._advisor.given))}\n")
+    recorder.write(model, returns.mean(), returns.std())
+    return returns
+
+
 def train(run: Run) -> str:
     """
     :param run: What to run, if its results are not there
@@ -138,13 +159,6 @@ def train(run: Run) -> str:
             returns = returns_of(run, None)
             file.write(f"0,0,0,,{returns.mean():.6g},{returns.std():.6g}\n")
         else:
-            env = make_vec_env(TASKS[run.task].make, n_envs=run.n_envs, seed=run.seed)
-            model = ALGOS[run.algo]("MlpPolicy", env, seed=run.seed, device="cpu", **run.change)
-            recorder = Recorder(file, run.n_steps)
-            model.learn(run.n_steps, callback=ConvertCallback(recorder))
-            end = time.process_time()
-            returns = returns_of(run, model)
-            recorder.start += time.process_time() - end  # the evaluation does not count
-            recorder.write(model, returns.mean(), returns.std())
+            returns = learn(run, file)
         partial.rename(run.path)
         return f"{returns.mean():.4g}"

@@ -1,5 +1,6 @@
 """The tables: what one line learns, and what each change of the defaults does."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pandas as pd
 
 from benchmarks.common import markdown, number, spread
 from benchmarks.learning.aggregates import estimate
-from benchmarks.suite.one_run import COLUMNS, RANDOM, Run
+from benchmarks.suite.one_run import ADVICE, COLUMNS, RANDOM, Run
 from benchmarks.suite.plan import (
     CHANGES,
     N_ENVS,
@@ -26,6 +27,8 @@ from benchmarks.suite.tasks import CHOOSE, TASKS, UNTOUCHED
 
 NAMES = {OURS: "REINFORCE", ZOO: "REINFORCE, zoo's default entry", "ppo": "PPO", "a2c": "A2C", "trpo": "TRPO"}
 ALGOS = (OURS, ZOO, *OTHERS)
+#: A run is healthy if its score is at least this
+HEALTHY = 0.5
 
 
 def last_row(path: Path) -> dict[str, float]:
@@ -41,14 +44,38 @@ def last_row(path: Path) -> dict[str, float]:
     return {name: float(cell) if cell else np.nan for name, cell in zip(COLUMNS, cells, strict=True)}
 
 
+def advice(path: Path) -> list[str]:
+    """
+    :param path: The file of a finished run
+    :return: The names of the warnings of a run in which nothing is learned
+    """
+    lines = [line for line in path.read_text().splitlines() if line.startswith(ADVICE)]
+    return json.loads(lines[-1].removeprefix(ADVICE)) if lines else []
+
+
 def read(runs: Iterable[Run]) -> pd.DataFrame:
     """
     :param runs: Runs
     :return: One row for each that is finished
     """
     names = ("algo", "task", "n_steps", "n_envs", "seed", "label")
-    rows = [{**{name: getattr(run, name) for name in names}, **last_row(run.path)} for run in runs if run.path.exists()]
-    return pd.DataFrame(rows, columns=[*names, *COLUMNS])
+    rows = [
+        {**{name: getattr(run, name) for name in names}, **last_row(run.path), "advice": advice(run.path)}
+        for run in runs
+        if run.path.exists()
+    ]
+    return pd.DataFrame(rows, columns=[*names, *COLUMNS, "advice"])
+
+
+def scale_of(scale: pd.DataFrame, task: str) -> tuple[float, float]:
+    """
+    :param scale: The runs that say what 0 (random actions) and 1 (the mean of PPO) are
+    :param task: A task
+    :return: The return of random actions, and by how much PPO is better; NaN where that is not known
+    """
+    of_task = scale[scale["task"] == task]
+    zero = of_task[of_task["algo"] == RANDOM]["eval_mean"].mean()
+    return zero, of_task[of_task["algo"] == REFERENCE]["eval_mean"].mean() - zero
 
 
 def scores(runs: pd.DataFrame, scale: pd.DataFrame, tasks: Iterable[str]) -> tuple[np.ndarray, list[str]]:
@@ -60,11 +87,10 @@ def scores(runs: pd.DataFrame, scale: pd.DataFrame, tasks: Iterable[str]) -> tup
     """
     columns, kept = [], []
     for task in tasks:
-        zero = scale[(scale["task"] == task) & (scale["algo"] == RANDOM)]["eval_mean"].mean()
-        one = scale[(scale["task"] == task) & (scale["algo"] == REFERENCE)]["eval_mean"].mean()
+        zero, size = scale_of(scale, task)
         found = runs[runs["task"] == task].sort_values("seed")["eval_mean"].to_numpy()
-        if one > zero and len(found):  # where PPO learns nothing there is no scale
-            columns.append((found - zero) / (one - zero))
+        if size > 0 and len(found):  # where PPO learns nothing there is no scale
+            columns.append((found - zero) / size)
             kept.append(task)
     n_seeds = min(map(len, columns), default=0)
     return np.stack([column[:n_seeds] for column in columns], axis=1) if columns else np.zeros((0, 0)), kept
@@ -121,6 +147,26 @@ def summary(runs: pd.DataFrame, tasks: Iterable[str], n_steps: int) -> str:
     return f"Over {len(kept)} of {len(tasks)} tasks.\n\n" + markdown(["", "seeds", "IQM (PPO = 1, random = 0)"], rows)
 
 
+def advice_table(runs: pd.DataFrame) -> str:
+    """
+    :param runs: The runs of the report
+    :return: How many runs were warned, of those that have learned and of those that have not
+    """
+    scale = runs[((runs["n_steps"] == N_STEPS) & (runs["n_envs"] == 1)) | (runs["algo"] == RANDOM)]
+    ours = runs[(runs["algo"] == OURS) & (runs["n_steps"] == N_STEPS)]
+    zero, size = (np.array(each) for each in zip(*(scale_of(scale, task) for task in ours["task"]), strict=True))
+    ours = ours.assign(score=(ours["eval_mean"] - zero) / size)[size > 0]
+    groups = [ours[ours["score"] >= HEALTHY], ours[ours["score"] < HEALTHY]]
+    rows = []
+    for name in sorted({name for names in ours["advice"] for name in names}):
+        warned = [group[[name in names for names in group["advice"]]] for group in groups]
+        where = (f"{task} ({n})" for task, n in pd.concat(warned)["task"].value_counts(sort=False).items())
+        rows.append(
+            [name, *(f"{len(some)} of {len(group)}" for some, group in zip(warned, groups, strict=True)), ", ".join(where)]
+        )
+    return markdown(["warning", "healthy runs", "other runs", "on"], rows)
+
+
 def changes_table(folder: Path) -> str:
     """
     :param folder: Where the results lie
@@ -152,6 +198,8 @@ def report(folder: Path = RESULTS) -> str:
         f"After {N_MORE_STEPS:,} timesteps:",
         table(runs, UNTOUCHED, N_MORE_STEPS),
         summary(runs, UNTOUCHED, N_MORE_STEPS),
+        f"Warnings in REINFORCE's runs of {N_STEPS:,} timesteps (healthy: a score of at least {HEALTHY}):",
+        advice_table(runs) if (runs["algo"] == OURS).any() else "None yet.",
         "One change of the defaults at a time:",
         changes_table(folder),
     ]

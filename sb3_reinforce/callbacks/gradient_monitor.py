@@ -61,7 +61,7 @@ class GradientMonitor(BaseCallback):
     in the same way (:mod:`sb3_reinforce.callbacks.noise`). From the covariance :math:`\Sigma` of the :math:`e_i`, the
     covariance per episode, it logs
 
-    - ``gradient/norm``: :math:`|\hat G|`, the norm of the estimate (equal to ``train/grad_norm`` if ``ent_coef`` is
+    - ``gradient/norm``: :math:`|\hat G|`, the norm of the estimate (equal to ``train/grad_norm`` if the entropy bonus is
       0 and a step is made);
     - ``gradient/covariance_trace``: :math:`\operatorname{tr} \Sigma / N`, the trace of the covariance of the estimate,
       see :func:`sb3_reinforce.callbacks.noise.covariance_trace`; unbiased with ``average_over="episodes"`` and

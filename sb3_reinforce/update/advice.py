@@ -38,7 +38,7 @@ class Advisor:
 
     def __init__(self, model: Any):
         self.model = model
-        self._given: set[str] = set()
+        self.given: set[str] = set()  # the names of the warnings so far
         self._rewards_zero = self._returns_equal = True
         self._return: float | None = None  # of all episodes so far, as long as it is the same
         self._n_timesteps = self._n_episodes = 0
@@ -149,8 +149,8 @@ class Advisor:
             )
 
     def _advise(self, name: str, text: str) -> None:
-        if name not in self._given:
-            self._given.add(name)
+        if name not in self.given:
+            self.given.add(name)
             warnings.warn(text, UserWarning, stacklevel=5)
 
 

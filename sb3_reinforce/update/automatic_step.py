@@ -24,6 +24,7 @@ class AutomaticStep(NaturalStep):
     warns_of_direction = False
 
     _refused: str | None = None
+    _warned_of: str | None = None
 
     @property
     def moves_shared_layers(self) -> bool:  # type: ignore[override]
@@ -54,7 +55,8 @@ class AutomaticStep(NaturalStep):
         return OptimizerStep.take(self, gradients, batch, weights, parameters)
 
     def _fall_back(self, reason: str) -> None:
-        if self._refused is None:
+        if self._warned_of != reason:  # once per reason, however often `learn` is called
+            self._warned_of = reason
             warnings.warn(
                 "The policy takes the steps of its optimizer instead of natural ones (without this warning with "
                 f"`natural_gradient=False`): {reason}",

@@ -12,6 +12,7 @@ for the conjugate gradient method and the step's size (without that paper's surr
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch as th
 from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
@@ -111,7 +112,9 @@ class Fisher:
         # `flat_grad` leaves out parameters that are not reached, but its results are parts of one sum
         for parameter in not_reached:
             divergence = divergence + 0.0 * parameter.square().sum()
-        return flat_grad(divergence, self.parameters, create_graph=True, retain_graph=True)
+        derivative = flat_grad(divergence, self.parameters, create_graph=True, retain_graph=True)
+        check_connected(derivative)
+        return derivative
 
     def _product(self, graph: th.Tensor, vector: th.Tensor) -> th.Tensor:
         return flat_grad(graph.dot(vector), self.parameters, retain_graph=True)
@@ -121,6 +124,26 @@ class Fisher:
         with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
             distributions = self._actor_critic.distributions(piece)
         return th.stack([kl_divergence(detached(one), one).sum() for one in distributions]).sum()
+
+
+def check_connected(derivative: th.Tensor) -> None:
+    """
+    PyTorch leaves a path out, without a word, whose function is marked as differentiable only once: the products would be
+    those of another matrix.
+
+    :param derivative: A first derivative with its graph
+    :raises NotImplementedError: If a path ends in such a function
+    """
+    found: set[Any] = set()
+    todo = [derivative.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in found:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise NotImplementedError("a function is marked as `once_differentiable`, so it has no second derivative.")
+        found.add(node)
+        todo += [function for function, _ in node.next_functions]
 
 
 @contextmanager

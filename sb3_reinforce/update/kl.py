@@ -45,6 +45,16 @@ def kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
     return th.distributions.kl_divergence(old, new)
 
 
+def has_finite_support(distribution: Distribution) -> bool:
+    """
+    :param distribution: A distribution
+    :return: Whether there are finitely many actions, each of which has a probability that may vanish
+    """
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, Bernoulli | Categorical)
+
+
 def _expected(probs: th.Tensor, minuend: th.Tensor, subtrahend: th.Tensor) -> th.Tensor:
     """Probabilities times a difference; zero where the probability is, as for a masked action (logit -inf)."""
     never = probs == 0

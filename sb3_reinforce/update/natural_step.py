@@ -5,6 +5,7 @@ The natural policy step: along :math:`F^{-1} g` instead of :math:`g`, to a given
 import math
 import warnings
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -19,13 +20,14 @@ from sb3_reinforce.arguments import check_number
 from sb3_reinforce.distributed.workers import ALONE, Alone
 from sb3_reinforce.update.fisher import Fisher, NoDirectionError, scaled_step, second_derivative_named, solve
 from sb3_reinforce.update.gradients import Gradients
-from sb3_reinforce.update.kl import kl_divergence
+from sb3_reinforce.update.kl import has_finite_support, kl_divergence
 from sb3_reinforce.update.policy_step import OptimizerStep, gradient_step
 from sb3_reinforce.update.return_units import ROUNDING
 
-#: A step is shortened until its divergence is at most this multiple of its target for every timestep of the batch (or the
-#: second number). The mean says little where the policy is nearly deterministic: one step can then make it sure of a wrong
-#: action in a state that the batch has hardly seen, for good
+#: A step is shortened until its divergence is at most this multiple of its target (or the second number): on average, and
+#: where actions are finitely many for every timestep of the batch. There the mean says little of a policy that is nearly
+#: deterministic: one step can make it sure of a wrong action in a state that the batch has hardly seen. No other action is
+#: drawn there any more, while a Gaussian comes back. (Hopper, 100,000 steps: 370 with a bound for every timestep, 1,010 without)
 WORST, LEAST_WORST = 50.0, 1e-3
 MAX_TRIALS = 20
 
@@ -169,7 +171,7 @@ def natural_step(
     :param workers: The workers, each of which has a part of the batch, and the gradient of the whole batch
     :return: Norm of the gradient, and KL divergence of the policy from the one before, averaged over the timesteps
     :raises NoDirectionError: If the gradient is zero, up to rounding, or the policy does not change along it
-    :raises TooFarError: If no fraction of the step keeps the divergence of every timestep near its target
+    :raises TooFarError: If no fraction of the step keeps the divergence near its target
     :raises ValueError: If the gradient or the step is not finite. After any of these errors the weights are unchanged
     """
     # In float64, which not every device has
@@ -194,10 +196,11 @@ def natural_step(
 def _descend(
     actor_critic: ActorCritic, batch: Batch, fisher: Fisher, step: th.Tensor, target_kl: float, workers: Alone
 ) -> float:
-    """Subtract a step from the parameters, shortened if it goes too far for one of the timesteps; returns the divergence."""
+    """Subtract a step from the parameters, shortened if it goes too far; returns the divergence."""
     before = distributions_as_it_acts(actor_critic, batch)
     parts = step.split([parameter.numel() for parameter in fisher.parameters])
     most = max(WORST * target_kl, LEAST_WORST)
+    furthest = th.max if all(map(has_finite_support, chain(*before))) else th.mean
     taken, fraction = 0.0, 1.0
     with restored_on_error(fisher.parameters):
         for _ in range(MAX_TRIALS):
@@ -206,7 +209,7 @@ def _descend(
                     parameter.sub_((fraction - taken) * part.view_as(parameter))
             taken = fraction
             divergences = divergences_from(before, actor_critic, batch)
-            worst = workers.gather(float(divergences.max()))
+            worst = workers.gather(float(furthest(divergences)))
             if all(each <= most for each in worst):
                 total = divergences.sum().view(1)
                 workers.add_up([total])
@@ -214,8 +217,8 @@ def _descend(
             # To second order the divergence grows with the square of the length
             fraction *= max(0.1, 0.9 * math.sqrt(most / max(worst))) if math.isfinite(sum(worst)) else 0.1
         raise TooFarError(
-            f"A natural step of any length would have moved the policy too far, by a KL divergence of {max(worst):.3g} for "
-            f"one timestep, with `target_kl` at {target_kl:.3g}, and was left out."
+            f"A natural step of any length would have moved the policy too far, by a KL divergence of {max(worst):.3g} with "
+            f"`target_kl` at {target_kl:.3g}, and was left out."
         )
 
 

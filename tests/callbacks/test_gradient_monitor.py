@@ -22,6 +22,7 @@ from sb3_reinforce.callbacks.gradient_monitor import coming_batch, present_weigh
 from sb3_reinforce.callbacks.noise import covariance_trace, divide, divisor_shares, group_gradients, measure_noise
 from sb3_reinforce.monte_carlo.episodes import Episodes
 from tests.helpers.environments import Scripted, vec
+from tests.helpers.plain import PLAIN
 from tests.helpers.tiny_mdp import TinyEnv, collect_estimates, make_model
 
 KEYS = ("norm", "covariance_trace", "snr", "noise_scale_episodes", "noise_scale_timesteps", "cosine")
@@ -32,7 +33,7 @@ def episodes_of(lengths: list[int]) -> Episodes:
 
 
 def cartpole(n_envs: int = 2, **arguments: Any) -> REINFORCE:
-    defaults: dict[str, Any] = {"n_steps": 64, "policy_kwargs": {"net_arch": [16]}, "seed": 0, "device": "cpu"}
+    defaults: dict[str, Any] = {**PLAIN, "n_steps": 64, "policy_kwargs": {"net_arch": [16]}, "seed": 0, "device": "cpu"}
     return REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", n_envs, seed=0), **{**defaults, **arguments})
 
 

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
+from tests.helpers.plain import PLAIN
 
 
 class Outcome(NamedTuple):
@@ -190,6 +191,7 @@ def make_model(
 ) -> REINFORCE:
     """REINFORCE on the process, with plain gradient ascent at rate 1: the step of the weights is the gradient estimate."""
     defaults: dict[str, Any] = {
+        **PLAIN,
         "learning_rate": 1.0,
         "max_grad_norm": 1e6,
         "normalize_advantage": False,

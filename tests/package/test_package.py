@@ -161,19 +161,6 @@ def test_mathematics_needs_numpy_alone(name: str, tmp_path: Path) -> None:
     assert roots - set(sys.stdlib_module_names) <= {"numpy", "sb3_reinforce"}
 
 
-def test_sb3_contrib_is_imported_for_the_natural_gradient_alone(tmp_path: Path) -> None:
-    program = (
-        "import sys\n"
-        "import sb3_reinforce\n"
-        "model = sb3_reinforce.REINFORCE('MlpPolicy', 'CartPole-v1', n_steps=16).learn(32)\n"
-        "print('sb3_contrib' in sys.modules)\n"
-        "model.natural_gradient = True\n"
-        "model.learn(32)\n"
-        "print('sb3_contrib' in sys.modules)\n"
-    )
-    assert run_python("-c", program, cwd=tmp_path).split() == ["False", "True"]
-
-
 def source_of(module: str) -> Path:
     path = ROOT.joinpath(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_reinforce import REINFORCE
+from tests.helpers.plain import PLAIN
 
 SMALL = {"net_arch": [8]}
 
@@ -22,7 +23,7 @@ def ramp(timestep: int) -> float:
 
 
 def make(env: Any = None, **kwargs: Any) -> REINFORCE:
-    defaults = {"learning_rate": 1e-2, "n_steps": 32, "seed": 0, "device": "cpu", "policy_kwargs": SMALL}
+    defaults = {**PLAIN, "learning_rate": 1e-2, "n_steps": 32, "seed": 0, "device": "cpu", "policy_kwargs": SMALL}
     return REINFORCE("MlpPolicy", "CartPole-v1" if env is None else env, **{**defaults, **kwargs})
 
 

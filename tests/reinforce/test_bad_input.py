@@ -91,7 +91,7 @@ BAD_VALUES: list[tuple[str, list[Any], str]] = [
     ("n_critic_updates", [-1, 0.5, None, True], "integer of at least 0"),
     ("gamma", [-0.1, 1.1, math.nan, math.inf, "0.9", None, True], r"number in \[0, 1\]"),
     ("gae_lambda", [-0.1, 1.1, math.nan, "0.9", None], r"number in \[0, 1\]"),
-    ("ent_coef", [math.nan, math.inf, -math.inf, "0", None], "number"),
+    ("ent_coef", [math.nan, math.inf, -math.inf, "0"], "number"),
     ("vf_coef", [-0.1, math.nan, math.inf, "0", None], "number of at least 0"),
     ("max_grad_norm", [0, -0.5, math.nan, "0", None], "number greater than 0"),
     ("learning_rate", [-1e-3, math.nan, math.inf, "fast", None], "number"),
@@ -103,7 +103,7 @@ BAD_VALUES: list[tuple[str, list[Any], str]] = [
     ("bootstrap_on_truncation", [None, 1], "True or False"),
     ("discount_state_distribution", [None, 1], "True or False"),
     ("normalize_advantage", [None, 1], "True or False"),
-    ("natural_gradient", [None, 1, "yes"], "True or False"),
+    ("natural_gradient", [0, 1, "yes"], "True, False or None"),
     ("target_kl", [0, -0.01, math.nan, math.inf, 10**400, "0.01", None, True], "number greater than 0 or a schedule"),
     ("cg_max_steps", [0, -1, 2.5, "10", None, True], "integer of at least 1"),
     ("cg_damping", [-0.1, math.nan, math.inf, "0", None, True], "number of at least 0"),
@@ -536,7 +536,9 @@ def test_a_critic_that_diverges_within_its_passes_is_taken_back(monkeypatch: pyt
 
 @pytest.mark.parametrize("baseline", ["value", "mean"])
 def test_a_learning_rate_that_is_infinite_does_not_leave_nan_behind(baseline: str) -> None:
-    model = make(baseline=baseline, learning_rate=lambda progress: math.inf if progress < 0.6 else 1e-3)
+    model = make(
+        natural_gradient=False, baseline=baseline, learning_rate=lambda progress: math.inf if progress < 0.6 else 1e-3
+    )
     with pytest.raises(ValueError, match="finite"):
         model.learn(40)
     assert all(tensor.isfinite().all() for tensor in snapshot(model)[0].values())
@@ -552,7 +554,7 @@ def test_the_state_of_every_optimizer_is_put_back(optimizer: type[th.optim.Optim
     def baseline_ok(returns: np.ndarray, timesteps: np.ndarray, episode_ids: np.ndarray) -> np.ndarray:
         return 0.0 * returns
 
-    model = make(policy_kwargs=kwargs, baseline=baseline_ok).learn(20)
+    model = make(policy_kwargs=kwargs, baseline=baseline_ok, natural_gradient=False).learn(20)
     before = snapshot(model)
     assert before[1]["state"]
     step = model.policy.optimizer.step

@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
+from tests.helpers.plain import PLAIN
 
 GAMMA = 0.5
 
@@ -46,6 +47,7 @@ class Scripted(gym.Env):
 def make_model(*scripts: list[tuple[list[float], bool]], **arguments: Any) -> REINFORCE:
     """REINFORCE by plain gradient ascent at rate 1 in scripted environments, one for each script."""
     defaults: dict[str, Any] = {
+        **PLAIN,
         "learning_rate": 1.0,
         "gamma": GAMMA,
         "baseline": None,
@@ -177,6 +179,7 @@ def test_log_probabilities_of_several_dimensions_are_one_number_per_timestep():
         max_grad_norm=1e6,
         policy_kwargs=policy_kwargs,
         seed=0,
+        **PLAIN,
     )
     before = update_once(model)
     weight = before["action_net.weight"].double().numpy()

@@ -17,6 +17,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_reinforce import REINFORCE
 from tests.helpers.environments import Scripted, vec
+from tests.helpers.plain import PLAIN
 from tests.reinforce.interface import CONTINUOUS, SMALL, equal, make, ramp, weights
 
 
@@ -48,6 +49,7 @@ def test_attributes_have_the_names_of_the_arguments() -> None:
     model = make(critic_learning_rate=0.1, horizon=100, n_episodes=3)
     special = {"policy", "env", "_init_setup_model", "rollout_buffer_kwargs", "policy_kwargs", "stats_window_size"}
     given = {
+        **PLAIN,
         "learning_rate": 1e-2,
         "n_steps": 32,
         "seed": 0,

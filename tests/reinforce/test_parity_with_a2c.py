@@ -145,6 +145,7 @@ def test_one_update_is_that_of_a2c(case, use_rms_prop):
     if is_image:
         policy_kwargs |= {"features_extractor_class": SmallCnn, "net_arch": []}
     common: dict[str, Any] = {
+        "ent_coef": 0.0,
         "learning_rate": 7e-4,
         "n_steps": N_STEPS,
         "gamma": 0.9,
@@ -163,6 +164,7 @@ def test_one_update_is_that_of_a2c(case, use_rms_prop):
         complete_episodes=False,
         baseline="value",
         n_critic_updates=0,
+        natural_gradient=False,
         normalize_returns=False,
         policy_kwargs=policy_kwargs,
         **common,

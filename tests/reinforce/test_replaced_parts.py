@@ -136,7 +136,8 @@ def test_an_optimizer_that_takes_the_place_of_another_trains(optimizer: str, pol
 @pytest.mark.parametrize("policy", ["MlpPolicy", OwnEvaluation])
 def test_the_critic_of_a_plain_optimizer_learns_at_its_own_rate(policy: Any) -> None:
     def changes(learning_rate: float, critic_learning_rate: float) -> set[str]:
-        model = make(policy, learning_rate=learning_rate, critic_learning_rate=critic_learning_rate)
+        rates = {"learning_rate": learning_rate, "critic_learning_rate": critic_learning_rate}
+        model = make(policy, natural_gradient=False, **rates)
         model.policy.optimizer = th.optim.AdamW(model.policy.parameters(), weight_decay=0.0)
         return moved(model)
 

@@ -54,8 +54,8 @@ class Watched(REINFORCE):
 
 
 def make(env: Any, policy: Any = "MlpPolicy", learn: int = 0, **kwargs: Any) -> Watched:
-    arguments: dict[str, Any] = {"n_steps": 32, "natural_gradient": True, "seed": 0, "device": "cpu", **kwargs}
-    model = Watched(policy, env, **arguments)
+    arguments: dict[str, Any] = {"n_steps": 32, "natural_gradient": True, "ent_coef": 0.0}
+    model = Watched(policy, env, **{**arguments, "seed": 0, "device": "cpu", **kwargs})
     return model.learn(learn) if learn else model
 
 

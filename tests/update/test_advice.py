@@ -110,7 +110,7 @@ def set_logits(model: REINFORCE, *logits: float) -> None:
 
 def test_a_policy_that_is_certain_too_early_says_so_once() -> None:
     rng = np.random.default_rng(0)
-    model = make(Bandit(spaces.Discrete(2), lambda action: action + rng.normal()), learning_rate=1e-8)
+    model = make(Bandit(spaces.Discrete(2), lambda action: action + rng.normal()), natural_gradient=False, learning_rate=1e-8)
     set_logits(model, 0.0, 15.0)
     messages = warned(model, 5_000)
     assert len(matching(messages, CERTAIN)) == 1 == len(advised(messages))
@@ -121,13 +121,13 @@ def test_a_policy_that_is_certain_too_early_says_so_once() -> None:
 @pytest.mark.parametrize("logits", [(0.0, 0.0), (0.0, 4.0)])
 def test_a_policy_that_still_tries_says_nothing(logits: tuple[float, float]) -> None:
     rng = np.random.default_rng(0)
-    model = make(Bandit(spaces.Discrete(2), lambda action: action + rng.normal()), learning_rate=1e-8)
+    model = make(Bandit(spaces.Discrete(2), lambda action: action + rng.normal()), natural_gradient=False, learning_rate=1e-8)
     set_logits(model, *logits)
     assert not advised(warned(model, 5_000))
 
 
 def test_a_policy_that_is_certain_of_a_solved_task_says_nothing() -> None:
-    model = make(Bandit(spaces.Discrete(2), float), learning_rate=1e-8)
+    model = make(Bandit(spaces.Discrete(2), float), natural_gradient=False, learning_rate=1e-8)
     set_logits(model, 0.0, 15.0)
     assert not advised(warned(model, 5_000))
 
@@ -138,7 +138,7 @@ def test_a_policy_that_is_certain_of_a_solved_task_says_nothing() -> None:
 )
 def test_certainty_is_measured_in_every_discrete_space(space: spaces.Space, logits: tuple[float, ...]) -> None:
     rng = np.random.default_rng(0)
-    model = make(Bandit(space, lambda _: rng.normal()), learning_rate=1e-8)
+    model = make(Bandit(space, lambda _: rng.normal()), natural_gradient=False, learning_rate=1e-8)
     set_logits(model, *logits)
     assert len(advised(warned(model, 5_000))) == 1
 

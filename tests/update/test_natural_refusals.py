@@ -188,6 +188,26 @@ def test_a_step_that_goes_too_far_for_a_timestep_is_shortened(logit: float, targ
     assert model.logger.name_to_value["train/kl_divergence"] > 0
 
 
+@pytest.mark.parametrize("name", ACTIONS)
+def test_one_timestep_alone_shortens_no_step_of_a_gaussian(name: str) -> None:
+    """Whose mean comes back from wherever it went, while an action that is never drawn does not."""
+    policy = make_policy(name, net_arch=[])
+    observations = th.cat([0.1 * th.randn(999, 3, generator=th.Generator().manual_seed(0)), th.full((1, 3), 300.0)])
+    with th.no_grad():
+        policy.get_parameter("action_net.weight").zero_()
+    actions = policy(observations)[0]
+    before = flat(actor(policy))
+    gradient = [
+        th.ones_like(p) if "weight" in n else th.zeros_like(p) for n, p in policy.named_parameters() if p in set(actor(policy))
+    ]
+    asked = make_actor_critic(policy), Batch.of_observations(observations, actions)
+    old = distributions_as_it_acts(*asked)
+    take_step(policy, gradient, actor(policy), observations, actions, th.ones(1000), Settings(0.02, 50, 0.1, 1))
+    assert not th.equal(flat(actor(policy)), before)
+    worst = float(divergences_from(old, *asked).max())
+    assert (worst > 50 * 0.02) == (name == "box")
+
+
 def test_a_step_that_would_be_too_long_at_any_length_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(natural_step, "divergences_from", lambda *_: th.tensor([1.0, math.nan]))
     model = certain(7.5)

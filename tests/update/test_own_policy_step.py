@@ -15,6 +15,7 @@ from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.actor_critic.parameters import Parameters
 from sb3_reinforce.update.gradients import Gradients
 from sb3_reinforce.update.policy_step import OptimizerStep
+from tests.helpers.plain import PLAIN
 from tests.helpers.tiny_mdp import collect_estimates, deviation, exact_gradient, make_model
 
 
@@ -67,7 +68,14 @@ class KeptApart(OptimizerStep):
 
 
 def make(**kwargs: Any) -> REINFORCE:
-    arguments: dict[str, Any] = {"n_steps": 64, "seed": 0, "device": "cpu", "policy_kwargs": {"net_arch": [8]}, **kwargs}
+    arguments: dict[str, Any] = {
+        "n_steps": 64,
+        "seed": 0,
+        "device": "cpu",
+        "policy_kwargs": {"net_arch": [8]},
+        **PLAIN,
+        **kwargs,
+    }
     return REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", 1, seed=0), **arguments)
 
 
@@ -90,7 +98,7 @@ def test_it_may_be_the_class_of_an_algorithm() -> None:
     class SignREINFORCE(REINFORCE):
         policy_step_class = SignStep
 
-    model = SignREINFORCE("MlpPolicy", "CartPole-v1", n_steps=32, seed=0, device="cpu").learn(40)
+    model = SignREINFORCE("MlpPolicy", "CartPole-v1", n_steps=32, ent_coef=0.0, seed=0, device="cpu").learn(40)
     assert isinstance(model.policy_step, SignStep) and model.policy_step.n_begun == 1
     assert REINFORCE("MlpPolicy", "CartPole-v1").policy_step_class is None
 

@@ -32,7 +32,7 @@ def scaled(env_id: str, scale: float, shift: float = 0.0) -> gym.Env:
 
 
 def train(env_id: str, scale: float, n_timesteps: int, **kwargs: Any) -> REINFORCE:
-    arguments: dict[str, Any] = {"seed": 0, "n_steps": 200, "device": "cpu", "normalize_returns": True, **kwargs}
+    arguments: dict[str, Any] = {"seed": 0, "n_steps": 200, "device": "cpu", "natural_gradient": False, **kwargs}
     return REINFORCE("MlpPolicy", scaled(env_id, scale), **arguments).learn(n_timesteps)
 
 
@@ -43,7 +43,7 @@ def weights_without_head(model: REINFORCE) -> dict[str, th.Tensor]:
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"natural_gradient": True},
-    {"natural_gradient": True, "normalize_advantage": False, "n_critic_updates": 0},
+    {"natural_gradient": True, "normalize_advantage": False, "n_critic_updates": 0, "ent_coef": 0.0},
     {"gae_lambda": 0.9, "ent_coef": 0.01},
     {"complete_episodes": False},
     {"reward_to_go": False},
