@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.common import markdown
-from benchmarks.learning.plan import MUJOCO
-from benchmarks.learning.results import NAMES, OURS, REFERENCE
+from benchmarks.learning.plan import MUJOCO, OURS
+from benchmarks.learning.results import NAMES, REFERENCE
 
 N_BOOTSTRAPS = 2000
 

@@ -14,9 +14,8 @@ import gymnasium as gym
 import yaml
 from gymnasium.envs.registration import WrapperSpec
 
-from benchmarks.learning.plan import DELAYED, MONTE_CARLO, Run
+from benchmarks.learning.plan import DELAYED, MONTE_CARLO, OURS, Run
 
-OURS = "reinforce"
 #: What runs were made with whose entries do not say so: the constructor's defaults at that time
 FORMER_DEFAULTS = {
     "learning_rate": "lin_1.0e-2_1.0e-4",

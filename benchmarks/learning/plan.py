@@ -31,6 +31,7 @@ FURTHER = FURTHER_CLASSIC | FURTHER_MUJOCO | {"DelayedLunarLander-v3": 500_000, 
 #: In the order of the tables
 BUDGETS = CLASSIC | FURTHER_CLASSIC | MUJOCO | FURTHER
 DELAYED = "Delayed"
+OURS = "reinforce"
 #: Pure Monte Carlo is in the plan for MuJoCo alone
 MONTE_CARLO = "reinforce_mc"
 #: ``solve``: every how many steps a deterministic evaluation of ten episodes is made, and the mean return that is to be

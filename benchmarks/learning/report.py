@@ -12,8 +12,8 @@ from benchmarks.common import around_marks, markdown, number, put_between, sprea
 from benchmarks.learning.aggregates import aggregates
 from benchmarks.learning.entries import is_of_today, zoo_algo
 from benchmarks.learning.figures import figure
-from benchmarks.learning.plan import FURTHER_MUJOCO, MUJOCO
-from benchmarks.learning.results import NAMES, OURS, in_order, load, read_random
+from benchmarks.learning.plan import FURTHER_MUJOCO, MUJOCO, OURS
+from benchmarks.learning.results import NAMES, in_order, load, read_random
 from benchmarks.learning.times import set_clocks, steps_to_solve, times
 
 #: Tianshou's published results, best test return, mean over 10 seeds, on v3 environments (v2: Reacher and the pendulums):

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.common import markdown, number
-from benchmarks.learning.plan import SOLVE, SOLVE_IN_A_ROW
-from benchmarks.learning.results import NAMES, OURS, read_run
+from benchmarks.learning.plan import OURS, SOLVE, SOLVE_IN_A_ROW
+from benchmarks.learning.results import NAMES, read_run
 
 #: The share of the way from random actions to the lower one of two final returns that both have to go
 COMMON_SHARE = 0.9

@@ -90,6 +90,7 @@ def test_runs_are_finished_and_skipped_and_one_that_fails_leaves_the_others_alon
     assert rows["eval_mean"].notna().tolist() == [False] * (len(rows) - 1) + [True]
     assert 8 <= rows["eval_mean"].iloc[-1] <= 500 and rows["cpu_seconds"].iloc[-1] > 0
     assert 0.3 < report.last_row(drawn.path)["eval_mean"] < 1.5
+    assert "\n# advice: []\n" in finished.path.read_text() and "advice" not in drawn.path.read_text()
     assert not failing.path.exists()
 
     written = finished.path.stat().st_mtime_ns
@@ -116,11 +117,13 @@ def test_a_benchmark_can_be_stopped(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*.csv")] == ["random-0.csv"]
 
 
-def write(folder: Path, algo: str, task: str, returns: list[float], n_steps: int = 100_000, n_envs: int = 1) -> None:
+def write(
+    folder: Path, algo: str, task: str, returns: list[float], n_steps: int = 100_000, n_envs: int = 1, advice: str = ""
+) -> None:
     for seed, value in enumerate(returns):
         path = Run(algo, task, n_steps, n_envs, seed, folder).path
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{HEADER}{n_steps},{10 + seed},5,,{value},0\n")
+        path.write_text(f"{HEADER}{advice}{n_steps},{10 + seed},5,,{value},0\n")
 
 
 def test_the_report_measures_between_random_actions_and_ppo(tmp_path: Path) -> None:
@@ -141,6 +144,18 @@ def test_the_report_measures_between_random_actions_and_ppo(tmp_path: Path) -> N
     assert "| REINFORCE | 3 | 1.50 [1.50, 1.50] |" in text
     assert "| REINFORCE, 8 environments | 3 | 1.00 [1.00, 1.00] |" in text
     assert "| PPO | 2 | 1.00 [" in text
+
+
+def test_the_report_counts_the_warnings_of_healthy_runs_apart(tmp_path: Path) -> None:
+    for task in ("CartPole-v1", "Acrobot-v1"):
+        write(tmp_path, "random", task, [0.0], n_steps=0)
+        write(tmp_path, "ppo", task, [100.0])
+    write(tmp_path, "reinforce", "CartPole-v1", [50.0, 120.0, 49.0], advice='# advice: ["certain", "critic"]\n')
+    write(tmp_path, "reinforce", "Acrobot-v1", [90.0], advice='# advice: ["critic"]\n')
+    write(tmp_path, "reinforce", "Acrobot-v1", [90.0], advice="# advice: []\n", n_envs=8)
+    text = report.report(tmp_path)
+    assert "| certain | 2 of 4 | 1 of 1 | CartPole-v1 (3) |" in text
+    assert "| critic | 3 of 4 | 1 of 1 | CartPole-v1 (3), Acrobot-v1 (1) |" in text
 
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
