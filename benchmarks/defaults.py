@@ -3,7 +3,7 @@ What does one line learn on tasks that nobody tuned?
 
     python -m benchmarks.defaults run [--workers 2] [--algos ...] [--tasks ...] [--steps ...]    # goes on where it was stopped
     python -m benchmarks.defaults change [--workers 2] [--changes ...] [--tasks ...] [--envs 1]  # one change at a time
-    python -m benchmarks.defaults report [--page BENCHMARKS.md]                                  # the tables
+    python -m benchmarks.defaults report [--page BENCHMARKS.md] [--changes-page docs/how_to_choose.md]  # the tables
 
 Each run is a CSV of its own in ``results/defaults``. The seeds of the report start at 0; those that defaults are chosen
 with start at 100.
@@ -18,7 +18,7 @@ from benchmarks.common import around_marks, positive, put_between, stop  # first
 from benchmarks.suite.many import run_all
 from benchmarks.suite.one_run import RANDOM
 from benchmarks.suite.plan import CHANGES, N_MORE_STEPS, N_STEPS, RESULTS, changed, reported
-from benchmarks.suite.report import ALGOS, report
+from benchmarks.suite.report import ALGOS, changes, report
 from benchmarks.suite.tasks import TASKS
 
 MARKS = "<!-- Written by `benchmarks.defaults report`: begin -->", "<!-- Written by `benchmarks.defaults report`: end -->"
@@ -30,26 +30,32 @@ def main() -> None:
     runs = commands.add_parser("run", help="the runs of the report")
     runs.add_argument("--algos", nargs="+", choices=(RANDOM, *ALGOS), default=[RANDOM, *ALGOS], metavar="ALGO")
     runs.add_argument("--steps", nargs="+", type=int, choices=(N_STEPS, N_MORE_STEPS), default=[N_STEPS, N_MORE_STEPS])
-    changes = commands.add_parser("change", help="runs with one change of the defaults at a time")
-    changes.add_argument(
+    single = commands.add_parser("change", help="runs with one change of the defaults at a time")
+    single.add_argument(
         "--changes", nargs="+", choices=CHANGES, default=list(CHANGES), metavar="CHANGE", help=", ".join(CHANGES)
     )
-    changes.add_argument("--envs", type=positive, default=1, help="number of environments")
+    single.add_argument("--envs", type=positive, default=1, help="number of environments")
     tables = commands.add_parser("report", help="the tables")
-    for command in (runs, changes, tables):
+    for command in (runs, single, tables):
         command.add_argument("--folder", type=Path, default=RESULTS, help="where the results lie")
-    for command in (runs, changes):
+    for command in (runs, single):
         command.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
         command.add_argument("--workers", type=positive, default=2, help="number of runs at a time")
-    tables.add_argument("--page", type=Path, help="page to put the tables into (BENCHMARKS.md)")
+    tables.add_argument("--page", type=Path, help="page to put the tables of the defaults into (BENCHMARKS.md)")
+    tables.add_argument(
+        "--changes-page", type=Path, help="page to put the table of their changes into (docs/how_to_choose.md)"
+    )
     args = parser.parse_args()
     if args.command == "report":
-        if args.page is not None:
-            around_marks(args.page, MARKS)
-        text = report(args.folder)
-        print(text)
-        if args.page is not None:
-            put_between(args.page, text, MARKS)
+        pages = ((args.page, report), (args.changes_page, changes))
+        for page, _ in pages:
+            if page is not None:
+                around_marks(page, MARKS)
+        for page, make in pages:
+            text = make(args.folder)
+            print(text, end="\n\n")
+            if page is not None:
+                put_between(page, text, MARKS)
         return
     signal.signal(signal.SIGTERM, stop)
     if args.command == "change":

@@ -7,7 +7,7 @@ import yaml
 
 from benchmarks.common import ROOT
 from benchmarks.suite.one_run import RANDOM, Run
-from benchmarks.suite.tasks import CHOOSE, TASKS, UNTOUCHED
+from benchmarks.suite.tasks import CHOOSE, CONTINUOUS, TASKS, UNTOUCHED
 
 RESULTS = ROOT / "benchmarks" / "results" / "defaults"
 OURS, ZOO, REFERENCE = "reinforce", "zoo", "ppo"
@@ -38,6 +38,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "baseline=None": {"baseline": None},
     "log_std_init=-1": {"policy_kwargs": {"log_std_init": -1.0}},
     "use_sde=True": {"use_sde": True},
+}
+#: Changes that mean something to some tasks alone
+CHANGED_TASKS: dict[str, set[str]] = {
+    **{label: CHOOSE.keys() - CONTINUOUS for label in CHANGES if label.startswith("ent_coef")},
+    **{label: CONTINUOUS for label in ("log_std_init=-1", "use_sde=True")},
 }
 
 
@@ -80,4 +85,5 @@ def changed(labels: list[str], n_envs: int = 1, folder: Path = RESULTS) -> list[
         for seed in seeds
         for label in labels
         for task in CHOOSE
+        if task in CHANGED_TASKS.get(label, CHOOSE)
     ]

@@ -23,12 +23,14 @@ from benchmarks.suite.plan import (
     changed,
     reported,
 )
-from benchmarks.suite.tasks import CHOOSE, TASKS, UNTOUCHED
+from benchmarks.suite.tasks import TASKS, UNTOUCHED
 
 NAMES = {OURS: "REINFORCE", ZOO: "REINFORCE, zoo's default entry", "ppo": "PPO", "a2c": "A2C", "trpo": "TRPO"}
 ALGOS = (OURS, ZOO, *OTHERS)
 #: A run is healthy if its score is at least this
 HEALTHY = 0.5
+#: The label of the defaults themselves, and the change of a score that is told
+UNCHANGED, NOTABLE = "none", 0.05
 
 
 def last_row(path: Path) -> dict[str, float]:
@@ -167,7 +169,7 @@ def advice_table(runs: pd.DataFrame) -> str:
     return markdown(["warning", "healthy runs", "other runs", "on"], rows)
 
 
-def changes_table(folder: Path) -> str:
+def changes(folder: Path = RESULTS) -> str:
     """
     :param folder: Where the results lie
     :return: What each change of the defaults does on the tasks that they were chosen on
@@ -175,13 +177,34 @@ def changes_table(folder: Path) -> str:
     scale = read(reported(folder))
     scale = scale[((scale["n_steps"] == N_STEPS) & (scale["n_envs"] == 1)) | (scale["algo"] == RANDOM)]
     runs = read(changed(list(CHANGES), folder=folder))
-    groups = {label: runs[runs["label"] == label] for label in CHANGES if (runs["label"] == label).any()}
-    means = iqm({label: scores(group, scale, CHOOSE)[0] for label, group in groups.items()})
-    rows = [
-        [f"`{label}`", means.get(label, "-"), *(number(group[group["task"] == task]["eval_mean"].mean()) for task in CHOOSE)]
-        for label, group in groups.items()
-    ]
-    return markdown(["change", "IQM", *CHOOSE], rows)
+    zero, size = (np.array(each, float) for each in ([scale_of(scale, task)[i] for task in runs["task"]] for i in (0, 1)))
+    runs = runs.assign(score=(runs["eval_mean"] - zero) / size)[size > 0]
+    of_defaults = runs[runs["label"] == UNCHANGED]
+    rows = []
+    for label in CHANGES:
+        # Side by side: the tasks and seeds that both have
+        both = runs[runs["label"] == label].merge(of_defaults, on=["task", "seed"], suffixes=("", "_before"))
+        if label == UNCHANGED or both.empty:
+            continue
+        gain = (both["score"] - both["score_before"]).groupby(both["task"]).mean().sort_values()
+        means = [middle(both[name]) for name in ("score_before", "score")]
+        time = (both["cpu_seconds"] / both["cpu_seconds_before"]).median()
+        helped, hurt = gain[gain > NOTABLE][::-1], gain[gain < -NOTABLE]
+        told = (", ".join(f"{task} {value:+.2f}" for task, value in part.head(3).items()) or "-" for part in (helped, hurt))
+        n_runs = f"{both['task'].nunique()} x {both['seed'].nunique()}"
+        rows.append([f"`{label}`", n_runs, f"{means[0]:.2f}", f"{means[1]:.2f}", f"{time:.2f}", *told])
+    header = ["change", "tasks x seeds", "IQM before", "IQM with it", "CPU time", "helps most", "hurts most"]
+    return markdown(header, rows)
+
+
+def middle(values: pd.Series) -> float:
+    """
+    :param values: Scores
+    :return: The mean of their middle half
+    """
+    from rliable import metrics
+
+    return float(metrics.aggregate_iqm(values.to_numpy()))
 
 
 def report(folder: Path = RESULTS) -> str:
@@ -200,7 +223,5 @@ def report(folder: Path = RESULTS) -> str:
         summary(runs, UNTOUCHED, N_MORE_STEPS),
         f"Warnings in REINFORCE's runs of {N_STEPS:,} timesteps (healthy: a score of at least {HEALTHY}):",
         advice_table(runs) if (runs["algo"] == OURS).any() else "None yet.",
-        "One change of the defaults at a time:",
-        changes_table(folder),
     ]
     return "\n\n".join(parts)

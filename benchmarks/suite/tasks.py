@@ -106,6 +106,17 @@ CHOOSE: dict[str, Task] = {
     "Blackjack-v1": Task(blackjack, 2_000),
     "Taxi-v4": Task(of_name("Taxi-v4")),
 }
+#: Of those the ones with continuous actions
+CONTINUOUS = {
+    "Pendulum-v1",
+    "LunarLanderContinuous-v3",
+    "InvertedPendulum-v5",
+    "InvertedDoublePendulum-v5",
+    "Reacher-v5",
+    "Hopper-v5",
+    "Swimmer-v5",
+    "IdentityBox",
+}
 #: These were not looked at before the defaults stood
 UNTOUCHED: dict[str, Task] = {
     "MountainCarContinuous-v0": Task(of_name("MountainCarContinuous-v0")),
