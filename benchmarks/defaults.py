@@ -3,7 +3,8 @@ What does one line learn on tasks that nobody tuned?
 
     python -m benchmarks.defaults run [--workers 2] [--algos ...] [--tasks ...] [--steps ...]    # goes on where it was stopped
     python -m benchmarks.defaults change [--workers 2] [--changes ...] [--tasks ...] [--envs 1]  # one change at a time
-    python -m benchmarks.defaults report [--page BENCHMARKS.md] [--changes-page docs/how_to_choose.md]  # the tables
+    python -m benchmarks.defaults report                                                         # the tables
+    python -m benchmarks.defaults report --page BENCHMARKS.md --changes-page docs/how_to_choose.md --front-page README.md
 
 Each run is a CSV of its own in ``results/defaults``. The seeds of the report start at 0; those that defaults are chosen
 with start at 100.
@@ -18,7 +19,7 @@ from benchmarks.common import around_marks, positive, put_between, stop  # first
 from benchmarks.suite.many import run_all
 from benchmarks.suite.one_run import RANDOM
 from benchmarks.suite.plan import CHANGES, N_MORE_STEPS, N_STEPS, RESULTS, changed, reported
-from benchmarks.suite.report import ALGOS, changes, report
+from benchmarks.suite.report import ALGOS, changes, front, report
 from benchmarks.suite.tasks import TASKS
 
 MARKS = "<!-- Written by `benchmarks.defaults report`: begin -->", "<!-- Written by `benchmarks.defaults report`: end -->"
@@ -41,13 +42,11 @@ def main() -> None:
     for command in (runs, single):
         command.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
         command.add_argument("--workers", type=positive, default=2, help="number of runs at a time")
-    tables.add_argument("--page", type=Path, help="page to put the tables of the defaults into (BENCHMARKS.md)")
-    tables.add_argument(
-        "--changes-page", type=Path, help="page to put the table of their changes into (docs/how_to_choose.md)"
-    )
+    for name, what in (("page", "all of them"), ("changes-page", "that of the changes"), ("front-page", "the short one")):
+        tables.add_argument(f"--{name}", type=Path, help=f"page to put the tables into: {what}")
     args = parser.parse_args()
     if args.command == "report":
-        pages = ((args.page, report), (args.changes_page, changes))
+        pages = ((args.page, report), (args.changes_page, changes), (args.front_page, front))
         for page, _ in pages:
             if page is not None:
                 around_marks(page, MARKS)

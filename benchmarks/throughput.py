@@ -279,13 +279,13 @@ def table(results: dict[str, Any]) -> str:
     :return: A table in Markdown
     """
     names = list(COLOURS)
-    pairs = ("REINFORCE / A2C", "REINFORCE / env-only", "REINFORCE (no baseline) / env-only")
+    pairs = ("REINFORCE / A2C", "REINFORCE (defaults) / A2C", "REINFORCE / env-only", "REINFORCE (no baseline) / env-only")
     rows = []
     for key, result in results["races"].items():
         speeds = [f"{result['steps_per_second'][name]:,.0f}" for name in names]
         ratios = [f"{result['ratios'][pair]:.2f}" for pair in pairs]
         rows.append([key, *speeds, *ratios, f"{result['discarded_fraction']['REINFORCE']:.0%}"])
-    return markdown(["steps/s", *names, *pairs[:2], "no baseline / env-only", "discarded"], rows)
+    return markdown(["steps/s", *names, *pairs[:3], "no baseline / env-only", "discarded"], rows)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

@@ -149,6 +149,25 @@ def summary(runs: pd.DataFrame, tasks: Iterable[str], n_steps: int) -> str:
     return f"Over {len(kept)} of {len(tasks)} tasks.\n\n" + markdown(["", "seeds", "IQM (PPO = 1, random = 0)"], rows)
 
 
+def front(folder: Path = RESULTS) -> str:
+    """
+    :param folder: Where the results lie
+    :return: The table of the front page: one line of each algorithm, side by side
+    """
+    runs = read(reported(folder))
+    runs = runs[(runs["n_envs"] == 1) & (runs["n_steps"] == N_STEPS) | (runs["algo"] == RANDOM)]
+    algos = (OURS, *OTHERS)
+    groups = {algo: runs[runs["algo"] == algo] for algo in algos}
+    rows = []
+    for task in TASKS:
+        of_task = {algo: group[group["task"] == task] for algo, group in groups.items()}
+        seconds = " / ".join(number(group["cpu_seconds"].median()) for group in of_task.values())
+        rows.append([task, *(spread(group["eval_mean"]) for group in of_task.values()), seconds])
+    means = iqm({algo: scores(group, runs, TASKS)[0] for algo, group in groups.items()})
+    rows.append(["**all: IQM, PPO = 1, random = 0**", *(means.get(algo, "-") for algo in algos), ""])
+    return markdown(["task", *(NAMES[algo] for algo in algos), "CPU seconds"], rows)
+
+
 def advice_table(runs: pd.DataFrame) -> str:
     """
     :param runs: The runs of the report

@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3.common.env_checker import check_env
@@ -20,7 +21,7 @@ pd = pytest.importorskip("pandas")
 
 from benchmarks.suite import many, plan, report  # noqa: E402
 from benchmarks.suite.one_run import Run, train  # noqa: E402
-from benchmarks.suite.tasks import CHOOSE, TASKS, UNTOUCHED, GoalGrid, Knapsack  # noqa: E402
+from benchmarks.suite.tasks import CHOOSE, CONTINUOUS, TASKS, UNTOUCHED, GoalGrid, Knapsack  # noqa: E402
 
 HEADER = "# {}\ntimesteps,cpu_seconds,n_episodes,return_last_100,eval_mean,eval_std\n0,0,0,,,\n"
 
@@ -144,6 +145,34 @@ def test_the_report_measures_between_random_actions_and_ppo(tmp_path: Path) -> N
     assert "| REINFORCE | 3 | 1.50 [1.50, 1.50] |" in text
     assert "| REINFORCE, 8 environments | 3 | 1.00 [1.00, 1.00] |" in text
     assert "| PPO | 2 | 1.00 [" in text
+
+
+def test_changes_are_compared_on_the_tasks_and_seeds_that_both_have(tmp_path: Path) -> None:
+    for task in ("CartPole-v1", "Hopper-v5", "Blackjack-v1"):
+        write(tmp_path, "random", task, [0.0], n_steps=0)
+        write(tmp_path, "ppo", task, [100.0])
+    results = {
+        ("none", "CartPole-v1"): [50.0, 70.0, 1e9],
+        ("none", "Hopper-v5"): [10.0],
+        ("none", "Blackjack-v1"): [0.0],
+        ("n_steps=256", "CartPole-v1"): [80.0, 80.0],
+        ("n_steps=256", "Hopper-v5"): [2.0],
+        ("n_steps=256", "Taxi-v4"): [5.0],
+    }
+    for (label, task), returns in results.items():
+        for seed, value in enumerate(returns):
+            path = Run("reinforce", task, 100_000, 1, 100 + seed, tmp_path / "changes", label).path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{HEADER}100000,{10 if label == 'none' else 15},5,,{value},0\n")
+    (row,) = report.changes(tmp_path).splitlines()[2:]
+    assert row == "| `n_steps=256` | 2 x 2 | 0.43 | 0.54 | 1.50 | CartPole-v1 +0.20 | Hopper-v5 -0.08 |"
+
+
+@pytest.mark.parametrize("task", CHOOSE)
+def test_the_tasks_with_continuous_actions_are_known(task: str) -> None:
+    env = TASKS[task].make()
+    assert (task in CONTINUOUS) == isinstance(env.action_space, gym.spaces.Box)
+    env.close()
 
 
 def test_the_report_counts_the_warnings_of_healthy_runs_apart(tmp_path: Path) -> None:

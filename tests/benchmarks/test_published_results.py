@@ -98,3 +98,9 @@ def test_the_entries_say_what_their_runs_came_to(results: tuple[Any, Any]) -> No
 
 def test_the_tables_of_the_defaults_are_those_of_their_runs(defaults_folder: Path) -> None:
     assert between(defaults.MARKS).strip() == suite_report.report(defaults_folder).strip()
+
+
+def test_the_tables_of_other_pages_are_those_of_their_runs(defaults_folder: Path) -> None:
+    for page, make in ((ROOT / "docs" / "how_to_choose.md", suite_report.changes), (ROOT / "README.md", suite_report.front)):
+        table = page.read_text().split(defaults.MARKS[0])[1].split(defaults.MARKS[1])[0].strip()
+        assert table == make(defaults_folder).strip() and table.count("\n") > 2
