@@ -45,7 +45,7 @@ FilePath = str | pathlib.Path | io.BufferedIOBase
 #: Timesteps of an update over all environments, unless ``n_steps`` or ``n_episodes`` says otherwise
 N_TIMESTEPS = 1024
 #: Entropy coefficient of actions that are not continuous, unless ``ent_coef`` says otherwise
-ENT_COEF = 0.02
+ENT_COEF = 0.03
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
 
@@ -101,7 +101,7 @@ class REINFORCE(OnPolicyAlgorithm):
         The latter is unbiased with ``n_episodes``; with ``n_steps`` the quotient has a bias of O(1/N)
     :param normalize_advantage: Whether to normalize the advantages over all recorded timesteps of the update
     :param ent_coef: Entropy coefficient for the loss calculation. ``None``: 0 for continuous actions, whose entropy has no
-        bound, and 0.02 for all others
+        bound, and 0.03 for all others
     :param vf_coef: Value function coefficient of the joint step of policy and critic
     :param max_grad_norm: The maximum value for the gradient clipping; the gradients of actor and critic are clipped separately
     :param normalize_returns: Whether the critic learns the returns in units of their own mean and deviation (PopArt), so that

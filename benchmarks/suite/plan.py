@@ -25,6 +25,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "gae_lambda=0.98": {"gae_lambda": 0.98},
     "ent_coef=0": {"ent_coef": 0.0},
     "ent_coef=0.01": {"ent_coef": 0.01},
+    "ent_coef=0.02": {"ent_coef": 0.02},
     "ent_coef=0.04": {"ent_coef": 0.04},
     "n_steps=256": {"n_steps": 256},
     "n_steps=4096": {"n_steps": 4096},

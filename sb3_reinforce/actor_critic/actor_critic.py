@@ -37,6 +37,10 @@ class NoNaturalStepError(ValueError):
         super().__init__(message)
 
 
+def _equal(a: th.Tensor, b: th.Tensor) -> bool:
+    return th.allclose(a, b.to(a.dtype), equal_nan=True)
+
+
 class ActorCritic:
     """
     Any policy: actor and critic come from ``evaluate_actions`` and ``forward``, as SB3 calls them.
@@ -141,7 +145,11 @@ class ActorCritic:
         before = getattr(policy.action_dist, "distribution", None)
         log_probs = self.evaluate(piece)[1]
         found = getattr(policy.action_dist, "distribution", None)
-        if found is before or not th.allclose(policy.action_dist.log_prob(piece.actions), log_probs, equal_nan=True):
+        try:
+            left = found is not before and _equal(policy.action_dist.log_prob(piece.actions), log_probs)
+        except Exception:  # it may be the distribution of something else
+            left = False
+        if not left:
             raise NoNaturalStepError(
                 "`natural_gradient=True` needs a policy that leaves the distribution of its `evaluate_actions` in "
                 f"`policy.action_dist`, got {type(policy).__name__}."
@@ -161,11 +169,25 @@ class ActorCritic:
         hook = head.register_forward_hook(lambda _, __, output: outputs.append(output))
         try:
             with evaluation_mode(self.policy), th.no_grad():
-                values = self.evaluate(batch)[0], self.value(batch)
+                evaluated = self.evaluate(batch)
+                values = evaluated[0], self.value(batch)
         finally:
             hook.remove()
             forget_graphs(self.policy)
-        return head if len(outputs) == 2 and all(map(th.equal, values, (o.flatten() for o in outputs))) else None
+        found = len(outputs) == 2 and all(map(th.equal, values, (o.flatten() for o in outputs)))
+        return head if found and not self._acts_on(head, batch, evaluated[1]) else None
+
+    def _acts_on(self, head: th.nn.Linear, batch: Batch, log_probs: th.Tensor) -> bool:
+        """Whether the actor reads the value, which would change the policy when it is in other units."""
+        bias = head.bias.detach().clone()
+        try:
+            with evaluation_mode(self.policy), th.no_grad():
+                head.bias.add_(1.0)
+                return not th.equal(self.evaluate(batch)[1], log_probs)
+        finally:
+            with th.no_grad():
+                head.bias.copy_(bias)
+            forget_graphs(self.policy)
 
     def regression(self, batch: Batch) -> "Regression":
         """

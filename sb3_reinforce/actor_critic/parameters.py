@@ -99,6 +99,8 @@ def use_fused_adam(optimizer: th.optim.Optimizer) -> None:
     """
     if type(optimizer) in (th.optim.Adam, th.optim.AdamW):
         for group in optimizer.param_groups:
+            if not all(parameter.is_floating_point() for parameter in group["params"]):  # complex numbers have no such form
+                continue
             if group["fused"] is None and not any(group[extra] for extra in ("foreach", "capturable", "differentiable")):
                 group["fused"] = True
 

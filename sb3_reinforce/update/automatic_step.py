@@ -39,8 +39,8 @@ class AutomaticStep(NaturalStep):
         try:
             super().check()
             check_second_derivative(self.model.actor_critic)
-        except NoNaturalStepError as error:
-            refused = str(error)
+        except Exception as error:  # whatever a user's network raises: the optimizer's step may be possible all the same
+            refused = str(error).partition("\n")[0] or type(error).__name__
         for reason in self.model.workers.gather(refused):
             if reason is not None:
                 self._fall_back(reason)
@@ -50,16 +50,18 @@ class AutomaticStep(NaturalStep):
         if self._refused is None:
             try:
                 return super().take(gradients, batch, weights, parameters)
-            except NoNaturalStepError as error:  # of an observation that could not be tried before
-                self._fall_back(str(error))
+            except (NoNaturalStepError, RuntimeError) as error:  # of an observation that could not be tried before
+                if self.model.workers.size > 1:  # the others know nothing of it
+                    raise
+                self._fall_back(str(error).partition("\n")[0] or type(error).__name__)
         return OptimizerStep.take(self, gradients, batch, weights, parameters)
 
     def _fall_back(self, reason: str) -> None:
         if self._warned_of != reason:  # once per reason, however often `learn` is called
             self._warned_of = reason
             warnings.warn(
-                "The policy takes the steps of its optimizer instead of natural ones (without this warning with "
-                f"`natural_gradient=False`): {reason}",
+                "The policy has no natural steps, and takes those of its optimizer, for which `learning_rate=0.003` is a "
+                f"better start; `natural_gradient=False` asks for them without this warning. {reason}",
                 UserWarning,
                 stacklevel=2,
             )

@@ -18,7 +18,7 @@ from sb3_reinforce.actor_critic.parameters import Parameters
 from sb3_reinforce.actor_critic.state import detached, evaluation_mode, forget_graphs, kept_buffers, restored_on_error
 from sb3_reinforce.arguments import check_number
 from sb3_reinforce.distributed.workers import ALONE, Alone
-from sb3_reinforce.update.fisher import Fisher, NoDirectionError, scaled_step, second_derivative_named, solve
+from sb3_reinforce.update.fisher import SOLVER_NORM, Fisher, NoDirectionError, scaled_step, second_derivative_named, solve
 from sb3_reinforce.update.gradients import Gradients
 from sb3_reinforce.update.kl import has_finite_support, kl_divergence
 from sb3_reinforce.update.policy_step import OptimizerStep, gradient_step
@@ -30,6 +30,9 @@ from sb3_reinforce.update.return_units import ROUNDING
 #: drawn there any more, while a Gaussian comes back
 WORST, LEAST_WORST = 50.0, 1e-3
 MAX_TRIALS = 20
+#: The divergences at which the curvature is compared with what it should be, the length that is tried where it is zero, and
+#: the relative difference that is too much
+TRIED_KL, TRIED_LENGTH, MISMATCH = (1e-3, 1e-4, 1e-5), 1e-2, 0.2
 
 
 class TooFarError(ValueError):
@@ -78,6 +81,8 @@ class NaturalStep(OptimizerStep):
 
     def check(self) -> None:
         check_policy(self.model.actor_critic)
+        if self.model.uses_critic:
+            check_critic(self.model.actor_critic)
 
     def begin(self) -> None:
         model = self.model
@@ -281,11 +286,85 @@ def check_second_derivative(actor_critic: ActorCritic) -> None:
         return
     try:
         with evaluation_mode(policy), th.enable_grad(), second_derivative_named(policy):
-            fisher = Fisher(actor_critic, batch, actor_critic.actor_parameters(), ALONE)
+            parameters = actor_critic.actor_parameters()
+            fisher = Fisher(actor_critic, batch, parameters, ALONE)
             if fisher.parameters:
-                fisher(th.cat([th.ones_like(parameter).flatten() for parameter in fisher.parameters]))
+                check_curvature(actor_critic, batch, fisher)
+            elif parameters:
+                raise NoNaturalStepError(
+                    "`natural_gradient=True` needs a KL divergence that depends on the policy's parameters, got "
+                    f"{type(policy).__name__}, whose does not."
+                )
     finally:
         forget_graphs(policy)
+
+
+def check_critic(actor_critic: ActorCritic) -> None:
+    """
+    :param actor_critic: The policy. If it has no output for a drawn observation, it is not checked
+    :raises NoNaturalStepError: If the critic has no parameters of its own. Those that it shares belong to the actor, so the
+        value loss would reach nothing
+    """
+    batch = actor_critic.drawn_batch()
+    if batch is None:
+        return
+    actor, value = actor_critic.split(batch)
+    if value and value <= actor:
+        raise NoNaturalStepError(
+            "`natural_gradient=True` needs a critic with parameters of its own, got "
+            f"{type(actor_critic.policy).__name__}, which shares all of them with the actor."
+        )
+
+
+def check_curvature(actor_critic: ActorCritic, batch: Batch, fisher: Fisher) -> None:
+    """
+    Compare the Fisher information with the divergence that it is the curvature of, along a direction: derivatives that are cut
+    off somewhere, or a divergence that is not smooth, give another matrix without a word.
+
+    :param actor_critic: The policy
+    :param batch: A few timesteps
+    :param fisher: The Fisher information of these
+    :raises NoNaturalStepError: If it is not the curvature, as far as float32 can tell
+    """
+    generator = th.Generator().manual_seed(0)
+    vector = th.cat([th.randn(p.numel(), generator=generator).to(p) for p in fisher.parameters])
+    # As large as the solver's, for gradients may be clipped on their way
+    curvature = float(vector.dot(fisher(SOLVER_NORM * vector))) / SOLVER_NORM
+    before = distributions_as_it_acts(actor_critic, batch)
+    found: list[float] = []
+    for target_kl in TRIED_KL:
+        length = math.sqrt(2.0 * target_kl / curvature) if curvature > 0.0 else TRIED_LENGTH
+        found.append(_mean_divergence(actor_critic, batch, before, fisher, length * vector) / target_kl)
+    if curvature <= 0.0:
+        is_wrong = found[0] * TRIED_KL[0] > ROUNDING
+    else:
+        # Where the divergence is not quadratic, two lengths find two ratios, and nothing is known
+        is_wrong = min(abs(ratio - 1.0) for ratio in found) > MISMATCH and abs(found[-1] - found[-2]) < MISMATCH * found[-1]
+    if is_wrong:
+        raise NoNaturalStepError(
+            "`natural_gradient=True` needs a KL divergence whose second derivative PyTorch finds, got "
+            f"{type(actor_critic.policy).__name__}, whose divergence has another curvature than {curvature:.3g}."
+        )
+
+
+def _mean_divergence(
+    actor_critic: ActorCritic, batch: Batch, before: list[list[Distribution]], fisher: Fisher, step: th.Tensor
+) -> float:
+    """The divergence of the policy at two points, on both sides of where it is, so that the third derivative has no part."""
+    divergences = []
+    kept = [parameter.detach().clone() for parameter in fisher.parameters]
+    parts = step.split([parameter.numel() for parameter in fisher.parameters])
+    try:
+        for sign in (1.0, -1.0):
+            with th.no_grad():
+                for parameter, old, part in zip(fisher.parameters, kept, parts, strict=True):
+                    parameter.copy_(old + sign * part.view_as(parameter))
+            divergences.append(float(divergences_from(before, actor_critic, batch).mean()))
+    finally:
+        with th.no_grad():
+            for parameter, old in zip(fisher.parameters, kept, strict=True):
+                parameter.copy_(old)
+    return sum(divergences) / 2
 
 
 def check_advantages(batch: Batch, normalize_advantage: bool, workers: Alone) -> None:
