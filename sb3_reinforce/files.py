@@ -52,16 +52,33 @@ def is_of_another_algorithm(path: str | pathlib.Path | io.BufferedIOBase) -> boo
     :param path: A file that a model was saved to
     :return: Whether it was a model of another algorithm
     """
+    names = items(path)
+    return "policy_class" in names and _OWN_ARGUMENT not in names
+
+
+def items(path: str | pathlib.Path | io.BufferedIOBase) -> set[str]:
+    """
+    :param path: A file that a model was saved to
+    :return: The names of what it holds besides parameters; nothing if it is damaged, for which SB3 has its own errors
+    """
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
-            names = json.loads(archive.read("data").decode())
-    except (zipfile.BadZipFile, KeyError, ValueError):  # SB3 has its own errors for these
-        return False
+            return set(json.loads(archive.read("data").decode()))
+    except (zipfile.BadZipFile, KeyError, ValueError):
+        return set()
     finally:
         if file is not path:
             file.close()
-    return "policy_class" in names and _OWN_ARGUMENT not in names
+
+
+def former_defaults(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, Any]:
+    """
+    :param path: A file that a model was saved to
+    :return: The arguments that a model of this class had before they were arguments, if the file is that old
+    """
+    names = items(path)
+    return {"normalize_returns": False} if _OWN_ARGUMENT in names and "normalize_returns" not in names else {}
 
 
 def without_foreign_arguments(

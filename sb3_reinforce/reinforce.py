@@ -116,12 +116,12 @@ class REINFORCE(OnPolicyAlgorithm):
         ``target_kl`` to second order. ``learning_rate`` and ``max_grad_norm`` then apply to the critic only. Layers that the
         critic shares with the actor belong to the actor, as in sb3-contrib's TRPO: the value loss does not reach them.
         ``False``: a step of the optimizer, for which a ``learning_rate`` of 0.003 is a better start. ``None``: natural, but
-        with a warning a step of the optimizer if the policy's layers cannot be differentiated twice, or the divergence
-        between its distributions is not known
+        with a warning a step of the optimizer if the policy has no natural steps: its layers cannot be differentiated
+        twice, the divergence between its distributions is not known, or actor and critic share all of their parameters
     :param target_kl: KL divergence of a natural step, summed over the dimensions of an action, averaged over timesteps;
         it can be a function of the current progress remaining (from 1 to 0). A step is shortened until its divergence is
-        at most fifty times as large: on average, and where actions are finitely many for every timestep of the batch, so that
-        no action of a rare state is lost
+        at most fifty times as large (or 0.001, if that is larger): on average over the batch for continuous actions, at every
+        single timestep for all others, so that no action of a rare state is lost
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
     :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, rounding
         errors decide the directions about which the batch says nothing
@@ -628,6 +628,7 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         known = {"policy_step_class", *arguments.constructor_arguments(cls), *inspect.signature(super().load).parameters}
         arguments.check_names(kwargs, known, f"{cls.__name__}.load")
+        kwargs = {**files.former_defaults(path), **kwargs}
         path = files.own_or_converted(cls.__name__, path, device, custom_objects)
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
-from torch.distributions import Normal
+from torch.distributions import AffineTransform, Laplace, Normal, TransformedDistribution
 
 from sb3_reinforce import REINFORCE
 from tests.helpers.environments import Scripted, vec
@@ -52,15 +52,127 @@ class UnknownGaussian(DiagGaussianDistribution):
         return self
 
 
-class UnknownPolicy(ActorCriticPolicy):
+class Gaussian(ActorCriticPolicy):
+    """With a distribution of another class."""
+
+    kind: type[DiagGaussianDistribution] = UnknownGaussian
+
     def _build(self, lr_schedule: Any) -> None:
-        self.action_dist = UnknownGaussian(self.action_space.shape[0])
+        self.action_dist = self.kind(self.action_space.shape[0])
         super()._build(lr_schedule)
+
+
+class Pointed(DiagGaussianDistribution):
+    """A divergence that PyTorch cannot differentiate twice where the distributions are equal: it says zero."""
+
+    def proba_distribution(self, mean_actions: th.Tensor, log_std: th.Tensor) -> "Pointed":
+        self.distribution = Laplace(mean_actions, self.scale(mean_actions, log_std))  # type: ignore[assignment]
+        return self
+
+    def scale(self, mean_actions: th.Tensor, log_std: th.Tensor) -> th.Tensor:
+        return th.ones_like(mean_actions)
+
+
+class Pointed2(Pointed):
+    """Of which it finds the curvature along the deviation alone."""
+
+    def scale(self, mean_actions: th.Tensor, log_std: th.Tensor) -> th.Tensor:
+        return log_std.exp().expand_as(mean_actions)
+
+
+class Transformed(DiagGaussianDistribution):
+    """Whose divergence PyTorch knows only where the transforms are the same."""
+
+    def proba_distribution(self, mean_actions: th.Tensor, log_std: th.Tensor) -> "Transformed":
+        base = Normal(th.zeros_like(mean_actions), th.ones_like(mean_actions))
+        self.distribution = TransformedDistribution(base, [AffineTransform(mean_actions, log_std.exp())])  # type: ignore
+        return self
+
+    def entropy(self) -> None:
+        return None
+
+    def mode(self) -> th.Tensor:
+        return self.distribution.sample()
+
+
+class Foreign(th.autograd.Function):
+    """A hyperbolic tangent by NumPy: its derivative has no graph, and is not marked as having none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
+        ctx.save_for_backward(x)
+        return th.from_numpy(np.tanh(x.detach().numpy()))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
+        tanh = np.tanh(ctx.saved_tensors[0].detach().numpy())
+        return th.from_numpy(gradient.detach().numpy() * (1.0 - tanh**2))
+
+
+class ForeignTanh(nn.Module):
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return Foreign.apply(5.0 * x)
+
+
+class ForeignOutputs(ActorCriticPolicy):
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.action_net = nn.Sequential(self.action_net, ForeignTanh())  # type: ignore[assignment]
+
+
+class OneNet(ActorCriticPolicy):
+    """One layer for logits and value."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.action_net = nn.Linear(self.mlp_extractor.latent_dim_pi, self.action_space.n + 1)
+        self.mlp_extractor.value_net = self.value_net = nn.Identity()  # type: ignore[assignment]
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1.0), **self.optimizer_kwargs)
+
+    def both(self, obs: th.Tensor) -> tuple[th.Tensor, Any]:
+        outputs = self.action_net(self.mlp_extractor.forward_actor(self.extract_features(obs)))  # type: ignore[arg-type]
+        return outputs[:, :1], self.action_dist.proba_distribution(outputs[:, 1:])  # type: ignore[call-arg]
+
+    def forward(self, obs: th.Tensor, deterministic: bool = False) -> Any:
+        value, distribution = self.both(obs)
+        actions = distribution.get_actions(deterministic)
+        return actions, value, distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        value, distribution = self.both(obs)
+        return value, distribution.log_prob(actions), distribution.entropy()
+
+    def predict_values(self, obs: Any) -> th.Tensor:
+        return self.both(obs)[0]
+
+    def get_distribution(self, obs: Any) -> Any:
+        return self.both(obs)[1]
+
+
+class OwnEvaluation(ActorCriticPolicy):
+    """Its actions have a distribution that it keeps for itself, and one of another size that it leaves where SB3 has it."""
+
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        latent, of_value = self.mlp_extractor(self.extract_features(obs))
+        mean = self.action_net(latent)
+        self.action_dist.proba_distribution(mean[:, :1].expand(-1, 3), self.log_std[:1].expand(3))  # type: ignore[call-arg]
+        distribution = Normal(mean, self.log_std.exp())
+        return self.value_net(of_value), distribution.log_prob(actions).sum(1), distribution.entropy().sum(1)
+
+
+def with_kind(distribution: type[DiagGaussianDistribution]) -> type[ActorCriticPolicy]:
+    return type(f"{distribution.__name__}Policy", (Gaussian,), {"kind": distribution})
 
 
 WITHOUT: dict[str, tuple[Any, spaces.Space, dict[str, Any], str]] = {
     "layers": ("MlpPolicy", ACTIONS["discrete"], {"policy_kwargs": {"activation_fn": OnceTanh}}, "differentiated twice"),
-    "divergence": (UnknownPolicy, ACTIONS["box"], {}, "a KL divergence in `torch.distributions`, got Unknown"),
+    "divergence": (Gaussian, ACTIONS["box"], {}, "a KL divergence in `torch.distributions`, got Unknown"),
+    "curvature of zero": (with_kind(Pointed), ACTIONS["box"], {}, "whose second derivative PyTorch finds"),
+    "another curvature": (with_kind(Pointed2), ACTIONS["box"], {}, "whose second derivative PyTorch finds"),
+    "divergence of equals": (with_kind(Transformed), ACTIONS["box"], {}, "KL"),
+    "lost derivative": (ForeignOutputs, ACTIONS["box"], {}, "."),
+    "one net": (OneNet, ACTIONS["discrete"], {}, "a critic with parameters of its own"),
+    "own evaluation": (OwnEvaluation, ACTIONS["box"], {}, "leaves the distribution of its `evaluate_actions`"),
 }
 
 
@@ -96,8 +208,41 @@ def test_a_policy_without_natural_steps_takes_those_of_its_optimizer(name: str) 
         warnings.simplefilter("error")
         plain.learn(100).learn(100, reset_num_timesteps=False)
     assert th.equal(weights(by_default), weights(plain))
-    with pytest.raises(ValueError, match=reason):
+    untrained = make(policy, actions, **kwargs)
+    for (name, a), b in zip(plain.policy.named_parameters(), untrained.policy.parameters(), strict=True):
+        assert "net" not in name or not th.equal(a, b), name
+    with pytest.raises((ValueError, RuntimeError), match=reason):
         make(policy, actions, natural_gradient=True, **kwargs).learn(32)
+
+
+def test_layers_that_pytorch_compiles_are_trained() -> None:
+    """Their derivatives cannot be differentiated, which PyTorch says in words of its own."""
+    model = make("MlpPolicy", ACTIONS["discrete"])
+    model.policy.action_net = th.compile(model.policy.action_net, backend="aot_eager")  # type: ignore[assignment]
+    before = weights(model)
+    with pytest.warns(UserWarning, match="has no natural steps"):
+        model.learn(32)
+    assert not th.equal(weights(model), before)
+
+
+def test_gradients_that_are_clipped_on_their_way_make_no_fisher_information() -> None:
+    model = make("MlpPolicy", ACTIONS["discrete"])
+    for parameter in model.policy.parameters():
+        parameter.register_hook(lambda gradient: gradient.clamp(-1.0, 1.0))
+    with pytest.warns(UserWarning, match="has no natural steps.*second derivative"):
+        model.learn(32)
+
+
+@pytest.mark.parametrize("bias", [0.0, 5.0, 12.0])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("name", ACTIONS)
+@pytest.mark.filterwarnings("error")
+def test_a_policy_that_is_nearly_certain_has_natural_steps(name: str, activation: type[nn.Module], bias: float) -> None:
+    for seed in range(3):
+        model = make("MlpPolicy", ACTIONS[name], seed=seed, policy_kwargs={"activation_fn": activation})
+        with th.no_grad():
+            model.policy.get_parameter("action_net.bias")[0] += bias
+        model.policy_step.begin()
 
 
 @pytest.mark.filterwarnings("ignore:The policy has no natural steps")

@@ -299,3 +299,43 @@ def test_a_critic_that_does_not_learn_keeps_every_digit() -> None:
     before = [parameter.clone() for parameter in model.policy.value_net.parameters()]
     model.learn(1_000, reset_num_timesteps=False)
     assert all(map(th.equal, before, model.policy.value_net.parameters()))
+
+
+class ActsOnTheValue(ActorCriticPolicy):
+    """The actor sees what the critic says."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.action_net = th.nn.Linear(self.mlp_extractor.latent_dim_pi + 1, self.action_space.n)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1.0), **self.optimizer_kwargs)
+
+    def both(self, obs: th.Tensor) -> tuple[th.Tensor, Any]:
+        latent, of_value = self.mlp_extractor(self.extract_features(obs))
+        value = self.value_net(of_value)
+        return value, self.action_dist.proba_distribution(self.action_net(th.cat([latent, value.detach()], dim=1)))
+
+    def forward(self, obs: th.Tensor, deterministic: bool = False) -> Any:
+        value, distribution = self.both(obs)
+        actions = distribution.get_actions(deterministic)
+        return actions, value, distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        value, distribution = self.both(obs)
+        return value, distribution.log_prob(actions), distribution.entropy()
+
+    def predict_values(self, obs: Any) -> th.Tensor:
+        return self.both(obs)[0]
+
+    def get_distribution(self, obs: Any) -> Any:
+        return self.both(obs)[1]
+
+
+def test_a_critic_that_the_actor_listens_to_keeps_raw_units() -> None:
+    """In other units it would be another policy while its gradient is taken."""
+    env = Scripted(lengths=(7,), reward=lambda timestep: 100.0 + timestep)
+    model = REINFORCE(ActsOnTheValue, env, n_steps=32, seed=0, device="cpu")
+    assert model.policy.value_net.weight.any() and model.actor_critic.value_head() is None
+    before = model.policy.value_net.bias.detach().clone()
+    assert model.actor_critic.value_head() is None and th.equal(model.policy.value_net.bias, before)
+    model.learn(200)
+    assert model._return_units.n_batches == 0 and model.logger.name_to_value["train/approx_kl"] < 0.05
