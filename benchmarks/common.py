@@ -1,13 +1,16 @@
 """What the benchmarks share: one thread, arguments, and the tables of a page."""
 
 import argparse
+import fcntl
 import math
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"  # before NumPy and PyTorch are imported
@@ -29,6 +32,35 @@ PLAIN: dict[str, Any] = {
 }
 #: The folder of the project
 ROOT = Path(__file__).parents[1]
+
+
+class BusyError(RuntimeError):
+    """Another process is making the same file."""
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[IO[str] | None]:
+    """
+    Make a file that is there as a whole or not at all, with one process at it.
+
+    :param path: The file
+    :return: An empty file that takes its place at the end; ``None`` if the file is there
+    :raises BusyError: If another process is at it
+    """
+    partial = path.with_name(path.name + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with open(partial, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"Another process is at {path}.") from error
+        if path.exists():  # since a moment ago
+            partial.unlink(missing_ok=True)
+            yield None
+            return
+        file.truncate(0)
+        yield file
+        partial.rename(path)
 
 
 def stop(number: int, _: FrameType | None) -> None:

@@ -1,6 +1,5 @@
 """One run, in a process of its own."""
 
-import fcntl
 import json
 import platform
 import re
@@ -16,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from benchmarks.common import BusyError, claimed  # first: one thread
 from benchmarks.learning.entries import build, find_entry
 from benchmarks.learning.files import COLUMNS
 from benchmarks.learning.plan import SOLVE, SOLVE_EPISODES, SOLVE_IN_A_ROW, SPEED_STEPS, Run
@@ -181,30 +181,32 @@ def train(run: Run) -> None:
     """
     :param run: What to run, in this process
     """
-    run.partial.parent.mkdir(parents=True, exist_ok=True)
-    with open(run.partial, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.exit(BUSY)
-        if run.path.exists():  # since a moment ago
-            run.partial.unlink(missing_ok=True)
-            return
-        file.truncate(0)
-        import torch as th
+    try:
+        with claimed(run.path) as file:
+            if file is not None:
+                learn(run, file)
+    except BusyError:
+        sys.exit(BUSY)
 
-        th.set_num_threads(1)
-        model, manager = build(run)
-        if run.kind == "solve":
-            recorder = Recorder(run, file, evaluate(model, manager, run.seed + EVAL_SEED_OFFSET, SOLVE_EPISODES))
-        else:
-            recorder = Recorder(run, file)
-        model.learn(run.budget, callback=[*manager.callbacks, as_callback(recorder)])
-        if run.kind == "learning":
-            # Made within the evaluation, whose time does not count
-            recorder.evaluation = lambda: evaluate(model, manager, run.seed + EVAL_SEED_OFFSET, N_EVAL_EPISODES)()
-            recorder.write(model, *recorder.evaluate())
-        run.partial.rename(run.path)
+
+def learn(run: Run, file: IO[str]) -> None:
+    """
+    :param run: What to run, in this process
+    :param file: Where its results go
+    """
+    import torch as th
+
+    th.set_num_threads(1)
+    model, manager = build(run)
+    if run.kind == "solve":
+        recorder = Recorder(run, file, evaluate(model, manager, run.seed + EVAL_SEED_OFFSET, SOLVE_EPISODES))
+    else:
+        recorder = Recorder(run, file)
+    model.learn(run.budget, callback=[*manager.callbacks, as_callback(recorder)])
+    if run.kind == "learning":
+        # Made within the evaluation, whose time does not count
+        recorder.evaluation = lambda: evaluate(model, manager, run.seed + EVAL_SEED_OFFSET, N_EVAL_EPISODES)()
+        recorder.write(model, *recorder.evaluate())
 
 
 def as_callback(function: Callable[[dict[str, Any], dict[str, Any]], bool]) -> Any:

@@ -1,6 +1,5 @@
 """One run: an algorithm with nothing but its defaults, on one task, with one seed."""
 
-import fcntl
 import json
 import time
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from benchmarks.common import BusyError, claimed  # first: one thread
 from benchmarks.learning.one_run import EVAL_SEED_OFFSET, commit, machine, versions
 from benchmarks.suite.tasks import TASKS
 from sb3_reinforce import REINFORCE
@@ -142,23 +142,23 @@ def train(run: Run) -> str:
     :return: What it came to
     """
     th.set_num_threads(1)
-    partial = run.path.with_name(run.path.name + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with open(partial, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return "another process is at it"
-        if run.path.exists():
-            partial.unlink(missing_ok=True)
-            return "finished before"
-        file.truncate(0)
-        about = {"change": run.change, "versions": versions(), "commit": commit(), "machine": machine()}
-        file.write(f"# {json.dumps(about, default=str)}\n{','.join(COLUMNS)}\n")
-        if run.algo == RANDOM:
-            returns = returns_of(run, None)
-            file.write(f"0,0,0,,{returns.mean():.6g},{returns.std():.6g}\n")
-        else:
-            returns = learn(run, file)
-        partial.rename(run.path)
-        return f"{returns.mean():.4g}"
+    try:
+        with claimed(run.path) as file:
+            return "finished before" if file is None else f"{make_results(run, file).mean():.4g}"
+    except BusyError:
+        return "another process is at it"
+
+
+def make_results(run: Run, file: IO[str]) -> np.ndarray:
+    """
+    :param run: What to run
+    :param file: Where its results go
+    :return: The return of each episode of the final evaluation
+    """
+    about = {"change": run.change, "versions": versions(), "commit": commit(), "machine": machine()}
+    file.write(f"# {json.dumps(about, default=str)}\n{','.join(COLUMNS)}\n")
+    if run.algo != RANDOM:
+        return learn(run, file)
+    returns = returns_of(run, None)
+    file.write(f"0,0,0,,{returns.mean():.6g},{returns.std():.6g}\n")
+    return returns

@@ -249,7 +249,8 @@ def divergences_from(before: Sequence[list[Distribution]], actor_critic: ActorCr
         after = distributions_as_it_acts(actor_critic, batch)
     except ValueError:  # PyTorch refuses parameters out of range, such as a deviation of zero
         return th.full((1,), math.inf)
-    return th.cat([th.stack(list(map(_of_timesteps, *parts))).sum(0) for parts in zip(before, after, strict=True)])
+    divergences = th.cat([th.stack(list(map(_of_timesteps, *parts))).sum(0) for parts in zip(before, after, strict=True)])
+    return divergences.nan_to_num(nan=math.inf, posinf=math.inf)  # where PyTorch has been told to refuse nothing
 
 
 def _of_timesteps(old: Distribution, new: Distribution) -> th.Tensor:

@@ -19,6 +19,7 @@ if find_spec("rl_zoo3") is None:
     pytest.skip("RL Zoo (rl_zoo3) is not installed", allow_module_level=True)
 pd = pytest.importorskip("pandas")
 
+from benchmarks import common  # noqa: E402
 from benchmarks.learning import aggregates, entries, files, one_run, plan, report, results, times  # noqa: E402
 
 TINY = ["--envs", "CartPole-v1", "--seeds", "0", "--budget-factor", "0.002"]
@@ -148,7 +149,7 @@ def test_a_runner_leaves_the_files_of_another_alone(tmp_path: Path) -> None:
 def test_a_run_that_another_process_ends_in_between_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = plan.Run("reinforce", "CartPole-v1", 0, 100, tmp_path)
     # Between opening the file and locking it
-    monkeypatch.setattr(one_run.fcntl, "flock", lambda *_: run.partial.rename(run.path))
+    monkeypatch.setattr(common.fcntl, "flock", lambda *_: run.partial.rename(run.path))
     one_run.train(run)
     assert run.path.exists() and not run.partial.exists()
 

@@ -243,14 +243,14 @@ def edges(rank: int, size: int) -> dict[str, Any]:
     result["reward found"] = model._reward_found, weights(model)
 
     # The same, where the natural step is chosen while the model learns
-    model = REINFORCE("MlpPolicy", env, n_episodes=2, device="cpu")
+    model = REINFORCE("MlpPolicy", env, n_episodes=2, natural_gradient=False, device="cpu")
     model._reward_found = rank == 0
     model.learn(1, callback=TurnsNatural())
     result["reward found later"] = model._reward_found, weights(model)
 
     # Hardly any timesteps, of very different numbers, in minibatches of one
     env = DummyVecEnv([lambda: Uneven(0, ACTION_SPACES["discrete"])])
-    model = REINFORCE("MlpPolicy", env, n_steps=1 + 30 * rank, batch_size=1, device="cpu").learn(1)
+    model = REINFORCE("MlpPolicy", env, n_steps=1 + 30 * rank, batch_size=1, natural_gradient=False, device="cpu").learn(1)
     steps = {float(state["step"]) for state in model.policy.optimizer.state.values()}
     result["minibatches"] = {"steps": sorted(steps), "n": model.workers.totals(0, 0)[0], "weights": weights(model)}
 

@@ -137,7 +137,8 @@ def test_a_regression_on_episodes_that_exist_because_of_this_one_is_found_out():
 def test_it_has_less_variance_than_the_mean_of_the_others():
     env = make_vec_env("CartPole-v1", 4, seed=0)
     # At a learning rate of 0 all updates are of the same policy
-    model = REINFORCE("MlpPolicy", env, 0.0, baseline="leave_one_out", n_steps=256, gamma=0.99, seed=0, device="cpu")
+    kwargs = {"natural_gradient": False, "ent_coef": 0.0, "n_steps": 256, "seed": 0, "device": "cpu"}
+    model = REINFORCE("MlpPolicy", env, 0.0, baseline="leave_one_out", gamma=0.99, **kwargs)
     monitor = GradientMonitor(every_n_updates=1, compare_baselines=True)
     model.learn(8 * 1024, callback=monitor)
     assert monitor.summary()["gradient/variance_ratio_linear"].mean() < 0.85

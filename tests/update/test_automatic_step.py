@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.distributions import AffineTransform, Laplace, Normal, TransformedDistribution
 
@@ -324,3 +325,23 @@ def test_what_is_decided_by_the_policy_is_saved_undecided(tmp_path: Path) -> Non
 def test_what_is_neither_yes_nor_no_nor_none_is_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match=rf"`natural_gradient` must be True, False or None, got {bad!r}\."):
         make("MlpPolicy", ACTIONS["discrete"], natural_gradient=bad)
+
+
+class Complex(BaseFeaturesExtractor):
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space, 8)
+        generator = th.Generator().manual_seed(0)
+        self.weight = nn.Parameter(th.randn(3, 8, dtype=th.complex64, generator=generator))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return (observations.to(th.complex64) @ self.weight).abs()
+
+
+@pytest.mark.filterwarnings("ignore:The policy has no natural steps")
+@pytest.mark.parametrize("natural_gradient", [None, False])
+def test_complex_parameters_are_trained(natural_gradient: bool | None) -> None:
+    kwargs = {"features_extractor_class": Complex}
+    model = make("MlpPolicy", ACTIONS["discrete"], natural_gradient=natural_gradient, policy_kwargs=kwargs)
+    before = model.policy.get_parameter("features_extractor.weight").detach().clone()
+    model.learn(100)
+    assert not th.equal(model.policy.get_parameter("features_extractor.weight"), before)
