@@ -14,8 +14,7 @@ from sb3_reinforce.update.policy_step import OptimizerStep
 
 class AutomaticStep(NaturalStep):
     """
-    The natural step, and that of the optimizer for a policy that has none: because its layers cannot be differentiated
-    twice, or because the KL divergence between its distributions is not known.
+    The natural step, and that of the optimizer for a policy that has none. Whether it has is tried out when learning begins.
 
     :param model: The model that it belongs to
     """
