@@ -38,6 +38,14 @@ class BusyError(RuntimeError):
     """Another process is making the same file."""
 
 
+def unfinished(path: Path) -> Path:
+    """
+    :param path: A file
+    :return: The file that it is until it is whole
+    """
+    return path.with_name(path.name + ".partial")
+
+
 @contextmanager
 def claimed(path: Path) -> Iterator[IO[str] | None]:
     """
@@ -47,7 +55,7 @@ def claimed(path: Path) -> Iterator[IO[str] | None]:
     :return: An empty file that takes its place at the end; ``None`` if the file is there
     :raises BusyError: If another process is at it
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = unfinished(path)
     partial.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, "a") as file:
         try:

@@ -19,6 +19,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit, TransformReward
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import explained_variance
 
 from benchmarks.common import PLAIN, markdown, positive  # first: one thread
 from sb3_reinforce import REINFORCE
@@ -68,10 +69,10 @@ class Watch(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
-        spread = np.var(buffer.returns, dtype=np.float64)
-        if spread > 0:
-            self.explained.append(1.0 - float(np.var(buffer.returns - buffer.values, dtype=np.float64) / spread))
+        buffer = self.locals["rollout_buffer"]
+        explained = explained_variance(buffer.values.astype(float), buffer.returns.astype(float))
+        if np.isfinite(explained):
+            self.explained.append(float(explained))
 
 
 def saturated(model: REINFORCE) -> float:

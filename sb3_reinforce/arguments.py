@@ -73,9 +73,7 @@ def check_flag(name: str, value: object, or_none: bool = False) -> None:
     :raises ValueError: If the value is neither ``True`` nor ``False``
     """
     if not isinstance(value, bool | np.bool_) and not (or_none and value is None):
-        raise ValueError(
-            f"`{name}` must be True{',' if or_none else ' or'} False{' or None' if or_none else ''}, got {value!r}."
-        )
+        raise ValueError(f"`{name}` must be {'True, False or None' if or_none else 'True or False'}, got {value!r}.")
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:

@@ -47,15 +47,6 @@ _TAKEN_OVER = {
 }
 
 
-def is_of_another_algorithm(path: str | pathlib.Path | io.BufferedIOBase) -> bool:
-    """
-    :param path: A file that a model was saved to
-    :return: Whether it was a model of another algorithm
-    """
-    names = items(path)
-    return "policy_class" in names and _OWN_ARGUMENT not in names
-
-
 def items(path: str | pathlib.Path | io.BufferedIOBase) -> set[str]:
     """
     :param path: A file that a model was saved to
@@ -70,15 +61,6 @@ def items(path: str | pathlib.Path | io.BufferedIOBase) -> set[str]:
     finally:
         if file is not path:
             file.close()
-
-
-def former_defaults(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, Any]:
-    """
-    :param path: A file that a model was saved to
-    :return: The arguments that a model of this class had before they were arguments, if the file is that old
-    """
-    names = items(path)
-    return {"normalize_returns": False} if _OWN_ARGUMENT in names and "normalize_returns" not in names else {}
 
 
 def without_foreign_arguments(
@@ -196,7 +178,7 @@ def own_or_converted(
     path: str | pathlib.Path | io.BufferedIOBase,
     device: th.device | str,
     custom_objects: dict[str, Any] | None,
-) -> str | pathlib.Path | io.BufferedIOBase:
+) -> tuple[str | pathlib.Path | io.BufferedIOBase, dict[str, Any]]:
     """
     From a file saved by A2C or PPO (or another algorithm with such a policy), the policy, the spaces, ``gamma``, gSDE, the
     seed and the settings of the log are taken over, with a warning. The optimizer starts anew, and all other arguments
@@ -206,17 +188,19 @@ def own_or_converted(
     :param path: A file that a model was saved to
     :param device: Device to load its tensors to
     :param custom_objects: See :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`
-    :return: The file to load
+    :return: The file to load, and the arguments that a model of this class had before they were arguments
     """
-    if not is_of_another_algorithm(path):
-        return path
+    names = items(path)
+    if "policy_class" not in names or _OWN_ARGUMENT in names:
+        is_former = _OWN_ARGUMENT in names and "normalize_returns" not in names
+        return path, {"normalize_returns": False} if is_former else {}
     warnings.warn(
         "The file was saved by another algorithm: its policy, gamma, gSDE, seed and settings of the log are taken "
         f"over, all other arguments are those of {algorithm}.load or its defaults.",
         UserWarning,
         stacklevel=3,
     )
-    return without_foreign_arguments(path, device, custom_objects)
+    return without_foreign_arguments(path, device, custom_objects), {}
 
 
 def parameter_names(policy: ActorCriticPolicy) -> list[list[str | None]]:

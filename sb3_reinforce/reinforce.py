@@ -628,9 +628,8 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         known = {"policy_step_class", *arguments.constructor_arguments(cls), *inspect.signature(super().load).parameters}
         arguments.check_names(kwargs, known, f"{cls.__name__}.load")
-        kwargs = {**files.former_defaults(path), **kwargs}
-        path = files.own_or_converted(cls.__name__, path, device, custom_objects)
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        path, former = files.own_or_converted(cls.__name__, path, device, custom_objects)
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **{**former, **kwargs})
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         return files.with_names(super().get_parameters(), self.policy)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common import ROOT
+from benchmarks.common import ROOT, unfinished
 
 RESULTS = ROOT / "benchmarks" / "results"
 ALGOS = ("reinforce", "reinforce_mc", "ppo", "a2c", "trpo")
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def partial(self) -> Path:
-        return self.path.with_name(self.path.name + ".partial")
+        return unfinished(self.path)
 
     @property
     def log(self) -> Path:

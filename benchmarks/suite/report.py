@@ -80,6 +80,25 @@ def scale_of(scale: pd.DataFrame, task: str) -> tuple[float, float]:
     return zero, of_task[of_task["algo"] == REFERENCE]["eval_mean"].mean() - zero
 
 
+def of_one_environment(runs: pd.DataFrame) -> pd.DataFrame:
+    """
+    :param runs: The runs of the report
+    :return: Those of 100,000 steps in one environment, and of random actions: what a scale is made of
+    """
+    return runs[((runs["n_steps"] == N_STEPS) & (runs["n_envs"] == 1)) | (runs["algo"] == RANDOM)]
+
+
+def scored(runs: pd.DataFrame, scale: pd.DataFrame) -> pd.DataFrame:
+    """
+    :param runs: Runs
+    :param scale: See :func:`scale_of`
+    :return: Those on tasks that have a scale, with their scores
+    """
+    scales = {task: scale_of(scale, task) for task in runs["task"].unique()}
+    zero, size = (runs["task"].map({task: pair[i] for task, pair in scales.items()}) for i in (0, 1))
+    return runs.assign(score=(runs["eval_mean"] - zero) / size)[size > 0]
+
+
 def scores(runs: pd.DataFrame, scale: pd.DataFrame, tasks: Iterable[str]) -> tuple[np.ndarray, list[str]]:
     """
     :param runs: The runs of one algorithm
@@ -154,8 +173,7 @@ def front(folder: Path = RESULTS) -> str:
     :param folder: Where the results lie
     :return: The table of the front page: one line of each algorithm, side by side
     """
-    runs = read(reported(folder))
-    runs = runs[(runs["n_envs"] == 1) & (runs["n_steps"] == N_STEPS) | (runs["algo"] == RANDOM)]
+    runs = of_one_environment(read(reported(folder)))
     algos = (OURS, *OTHERS)
     groups = {algo: runs[runs["algo"] == algo] for algo in algos}
     rows = []
@@ -173,10 +191,7 @@ def advice_table(runs: pd.DataFrame) -> str:
     :param runs: The runs of the report
     :return: How many runs were warned, of those that have learned and of those that have not
     """
-    scale = runs[((runs["n_steps"] == N_STEPS) & (runs["n_envs"] == 1)) | (runs["algo"] == RANDOM)]
-    ours = runs[(runs["algo"] == OURS) & (runs["n_steps"] == N_STEPS)]
-    zero, size = (np.array(each) for each in zip(*(scale_of(scale, task) for task in ours["task"]), strict=True))
-    ours = ours.assign(score=(ours["eval_mean"] - zero) / size)[size > 0]
+    ours = scored(runs[(runs["algo"] == OURS) & (runs["n_steps"] == N_STEPS)], of_one_environment(runs))
     groups = [ours[ours["score"] >= HEALTHY], ours[ours["score"] < HEALTHY]]
     rows = []
     for name in sorted({name for names in ours["advice"] for name in names}):
@@ -193,11 +208,7 @@ def changes(folder: Path = RESULTS) -> str:
     :param folder: Where the results lie
     :return: What each change of the defaults does on the tasks that they were chosen on
     """
-    scale = read(reported(folder))
-    scale = scale[((scale["n_steps"] == N_STEPS) & (scale["n_envs"] == 1)) | (scale["algo"] == RANDOM)]
-    runs = read(changed(list(CHANGES), folder=folder))
-    zero, size = (np.array(each, float) for each in ([scale_of(scale, task)[i] for task in runs["task"]] for i in (0, 1)))
-    runs = runs.assign(score=(runs["eval_mean"] - zero) / size)[size > 0]
+    runs = scored(read(changed(list(CHANGES), folder=folder)), of_one_environment(read(reported(folder))))
     of_defaults = runs[runs["label"] == UNCHANGED]
     rows = []
     for label in CHANGES:

@@ -22,40 +22,37 @@ class AutomaticStep(NaturalStep):
     # A batch without a direction is no surprise to a user who has not asked for directions
     warns_of_direction = False
 
-    _refused: str | None = None
+    _is_natural = True
     _warned_of: str | None = None
-
-    @property
-    def moves_shared_layers(self) -> bool:  # type: ignore[override]
-        return self._refused is not None
 
     def check(self) -> None:
         """Nothing is refused."""
 
     def begin(self) -> None:
-        self._refused = None  # the policy may be another one
+        self._is_natural, self.moves_shared_layers = True, False  # the policy may be another one
         refused: str | None = None
         try:
             super().check()
             check_second_derivative(self.model.actor_critic)
         except Exception as error:  # whatever a user's network raises: the optimizer's step may be possible all the same
-            refused = str(error).partition("\n")[0] or type(error).__name__
+            refused = first_line(error)
         for reason in self.model.workers.gather(refused):
             if reason is not None:
                 self._fall_back(reason)
         self._begin_together()
 
     def take(self, gradients: Gradients, batch: Batch, weights: th.Tensor, parameters: Parameters) -> dict[str, float]:
-        if self._refused is None:
+        if self._is_natural:
             try:
                 return super().take(gradients, batch, weights, parameters)
             except (NoNaturalStepError, RuntimeError) as error:  # of an observation that could not be tried before
                 if self.model.workers.size > 1:  # the others know nothing of it
                     raise
-                self._fall_back(str(error).partition("\n")[0] or type(error).__name__)
+                self._fall_back(first_line(error))
         return OptimizerStep.take(self, gradients, batch, weights, parameters)
 
     def _fall_back(self, reason: str) -> None:
+        self._is_natural, self.moves_shared_layers = False, True
         if self._warned_of != reason:  # once per reason, however often `learn` is called
             self._warned_of = reason
             warnings.warn(
@@ -64,4 +61,11 @@ class AutomaticStep(NaturalStep):
                 UserWarning,
                 stacklevel=2,
             )
-        self._refused = reason
+
+
+def first_line(error: Exception) -> str:
+    """
+    :param error: An error
+    :return: The first line of what it says, or its class
+    """
+    return str(error).partition("\n")[0] or type(error).__name__

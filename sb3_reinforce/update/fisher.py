@@ -132,7 +132,7 @@ def check_connected(derivative: th.Tensor) -> None:
     those of another matrix.
 
     :param derivative: A first derivative with its graph
-    :raises NotImplementedError: If a path ends in such a function
+    :raises RuntimeError: If a path ends in such a function
     """
     found: set[Any] = set()
     todo = [derivative.grad_fn]
@@ -141,7 +141,7 @@ def check_connected(derivative: th.Tensor) -> None:
         if node is None or node in found:
             continue
         if node.name() == "torch::autograd::Error":
-            raise NotImplementedError("a function is marked as `once_differentiable`, so it has no second derivative.")
+            raise RuntimeError("a function is marked as `once_differentiable`, so it has no second derivative.")
         found.add(node)
         todo += [function for function, _ in node.next_functions]
 

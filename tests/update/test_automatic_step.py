@@ -12,10 +12,11 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
-from torch.distributions import AffineTransform, Laplace, Normal, TransformedDistribution
+from torch.distributions import AffineTransform, Laplace, Normal, StudentT, TransformedDistribution
 
 from sb3_reinforce import REINFORCE
 from tests.helpers.environments import Scripted, vec
+from tests.helpers.policies import OneFunction
 from tests.update.natural import ACTIONS, VECTOR, actor, episodes, flat
 
 
@@ -38,25 +39,18 @@ class OnceTanh(nn.Module):
         return Once.apply(x)
 
 
-class Unknown(Normal):
-    """A distribution whose divergence PyTorch does not know."""
+class Unknown(DiagGaussianDistribution):
+    """PyTorch does not know its divergence."""
 
-
-@th.distributions.register_kl(Unknown, Unknown)
-def _unknown(old: Unknown, new: Unknown) -> th.Tensor:
-    raise NotImplementedError
-
-
-class UnknownGaussian(DiagGaussianDistribution):
-    def proba_distribution(self, mean_actions: th.Tensor, log_std: th.Tensor) -> "UnknownGaussian":
-        self.distribution = Unknown(mean_actions, log_std.exp().expand_as(mean_actions))
+    def proba_distribution(self, mean_actions: th.Tensor, log_std: th.Tensor) -> "Unknown":
+        self.distribution = StudentT(5.0, mean_actions, log_std.exp())  # type: ignore[assignment]
         return self
 
 
 class Gaussian(ActorCriticPolicy):
     """With a distribution of another class."""
 
-    kind: type[DiagGaussianDistribution] = UnknownGaussian
+    kind: type[DiagGaussianDistribution] = Unknown
 
     def _build(self, lr_schedule: Any) -> None:
         self.action_dist = self.kind(self.action_space.shape[0])
@@ -121,7 +115,7 @@ class ForeignOutputs(ActorCriticPolicy):
         self.action_net = nn.Sequential(self.action_net, ForeignTanh())  # type: ignore[assignment]
 
 
-class OneNet(ActorCriticPolicy):
+class OneNet(OneFunction):
     """One layer for logits and value."""
 
     def _build(self, lr_schedule: Any) -> None:
@@ -133,21 +127,6 @@ class OneNet(ActorCriticPolicy):
     def both(self, obs: th.Tensor) -> tuple[th.Tensor, Any]:
         outputs = self.action_net(self.mlp_extractor.forward_actor(self.extract_features(obs)))  # type: ignore[arg-type]
         return outputs[:, :1], self.action_dist.proba_distribution(outputs[:, 1:])  # type: ignore[call-arg]
-
-    def forward(self, obs: th.Tensor, deterministic: bool = False) -> Any:
-        value, distribution = self.both(obs)
-        actions = distribution.get_actions(deterministic)
-        return actions, value, distribution.log_prob(actions)
-
-    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
-        value, distribution = self.both(obs)
-        return value, distribution.log_prob(actions), distribution.entropy()
-
-    def predict_values(self, obs: Any) -> th.Tensor:
-        return self.both(obs)[0]
-
-    def get_distribution(self, obs: Any) -> Any:
-        return self.both(obs)[1]
 
 
 class OwnEvaluation(ActorCriticPolicy):
@@ -167,7 +146,7 @@ def with_kind(distribution: type[DiagGaussianDistribution]) -> type[ActorCriticP
 
 WITHOUT: dict[str, tuple[Any, spaces.Space, dict[str, Any], str]] = {
     "layers": ("MlpPolicy", ACTIONS["discrete"], {"policy_kwargs": {"activation_fn": OnceTanh}}, "differentiated twice"),
-    "divergence": (Gaussian, ACTIONS["box"], {}, "a KL divergence in `torch.distributions`, got Unknown"),
+    "divergence": (Gaussian, ACTIONS["box"], {}, "a KL divergence in `torch.distributions`, got StudentT"),
     "curvature of zero": (with_kind(Pointed), ACTIONS["box"], {}, "whose second derivative PyTorch finds"),
     "another curvature": (with_kind(Pointed2), ACTIONS["box"], {}, "whose second derivative PyTorch finds"),
     "divergence of equals": (with_kind(Transformed), ACTIONS["box"], {}, "KL"),

@@ -22,6 +22,7 @@ from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.distributed import ALONE
 from sb3_reinforce.update.return_units import ReturnUnits, in_units
 from tests.helpers.environments import Scripted
+from tests.helpers.policies import OneFunction
 
 #: Powers of two change no digit
 POWERS_OF_TWO = [2.0**-20, 2.0**20]
@@ -301,7 +302,7 @@ def test_a_critic_that_does_not_learn_keeps_every_digit() -> None:
     assert all(map(th.equal, before, model.policy.value_net.parameters()))
 
 
-class ActsOnTheValue(ActorCriticPolicy):
+class ActsOnTheValue(OneFunction):
     """The actor sees what the critic says."""
 
     def _build(self, lr_schedule: Any) -> None:
@@ -313,21 +314,6 @@ class ActsOnTheValue(ActorCriticPolicy):
         latent, of_value = self.mlp_extractor(self.extract_features(obs))
         value = self.value_net(of_value)
         return value, self.action_dist.proba_distribution(self.action_net(th.cat([latent, value.detach()], dim=1)))
-
-    def forward(self, obs: th.Tensor, deterministic: bool = False) -> Any:
-        value, distribution = self.both(obs)
-        actions = distribution.get_actions(deterministic)
-        return actions, value, distribution.log_prob(actions)
-
-    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
-        value, distribution = self.both(obs)
-        return value, distribution.log_prob(actions), distribution.entropy()
-
-    def predict_values(self, obs: Any) -> th.Tensor:
-        return self.both(obs)[0]
-
-    def get_distribution(self, obs: Any) -> Any:
-        return self.both(obs)[1]
 
 
 def test_a_critic_that_the_actor_listens_to_keeps_raw_units() -> None:
