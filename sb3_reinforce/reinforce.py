@@ -154,6 +154,18 @@ class REINFORCE(OnPolicyAlgorithm):
     }
     #: The class that the policy must be derived from
     policy_base: ClassVar[type[BasePolicy]] = ActorCriticPolicy
+    #: Action spaces that the policies have distributions for
+    supported_action_spaces: ClassVar[tuple[type[spaces.Space], ...]] = (
+        spaces.Box,
+        spaces.Discrete,
+        spaces.MultiDiscrete,
+        spaces.MultiBinary,
+    )
+    #: The rollout buffers, for observations that are arrays and for dictionaries
+    rollout_buffer_classes: ClassVar[tuple[type[EpisodeRolloutBuffer], type[EpisodeDictRolloutBuffer]]] = (
+        EpisodeRolloutBuffer,
+        EpisodeDictRolloutBuffer,
+    )
     #: A policy step of your own, see :mod:`sb3_reinforce.update.policy_step`; it can also be set on a model. ``None``: the
     #: step of the optimizer, or the natural step
     policy_step_class: type[PolicyStep] | None = None
@@ -228,7 +240,7 @@ class REINFORCE(OnPolicyAlgorithm):
             device=local_device(device),
             seed=seed,
             _init_setup_model=False,
-            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+            supported_action_spaces=self.supported_action_spaces,
         )
         self.n_episodes = n_episodes
         self.batch_size = batch_size
@@ -260,21 +272,24 @@ class REINFORCE(OnPolicyAlgorithm):
         self._convert_numbers()
         arguments.check_policy_class(self.policy_class, self.policy_base)
         if self.rollout_buffer_class is None:
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
+            self.rollout_buffer_class = self.rollout_buffer_classes[isinstance(self.observation_space, spaces.Dict)]
         self.workers: Alone = ALONE
         self._seeded_env: VecEnv | None = None  # with several workers, the environments that were given seeds of their own
         self._policy_steps: dict[type[PolicyStep], PolicyStep] = {}
         self._player = Player(self)
         self._advisor = Advisor(self)
         n_steps, self.n_steps = self.n_steps, self.steps_per_environment  # SB3 gives it to the buffer
-        super()._setup_model()
+        self._make_parts()
         self.n_steps = n_steps
         if self.normalize_returns:
             say_nothing(self.actor_critic.value_head())
         use_fused_adam(self.policy.optimizer)
         group_parameters(self.policy, self.actor_critic.split())
         self.policy_step.check()
+
+    def _make_parts(self) -> None:
+        """Make the schedule, the buffer and the policy, as SB3 does."""
+        super()._setup_model()
 
     def _convert_numbers(self) -> None:
         for name in inspect.signature(REINFORCE).parameters:

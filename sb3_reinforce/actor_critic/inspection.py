@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from torch import nn
 
@@ -14,20 +14,22 @@ _FORWARD_METHODS = (
     "get_distribution",
     "predict_values",
     "_get_action_dist_from_latent",
+    "_process_sequence",  # of recurrent policies
 )
 
 
-def has_sb3_forward(policy: ActorCriticPolicy) -> bool:
+def has_sb3_forward(policy: ActorCriticPolicy, base: type[BasePolicy] = ActorCriticPolicy) -> bool:
     """
     Whether the actor and the critic of a policy can be called separately with the results of ``policy.forward``.
     SB3's ``get_distribution`` and ``predict_values`` do not call a policy's own ``extract_features``, nor the ``forward``
     of its own ``mlp_extractor``, so this holds for SB3's own methods and MLP only.
 
     :param policy: The policy
+    :param base: The class whose methods these are, SB3's or one of sb3-contrib's
     :return: False if any of these parts is the user's own
     """
     untouched = all(
-        getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) and name not in vars(policy)
+        getattr(type(policy), name, None) is getattr(base, name, None) and name not in vars(policy)
         for name in _FORWARD_METHODS
     )
     if not untouched:  # it may have no `mlp_extractor` either

@@ -5,7 +5,7 @@ Monte Carlo REINFORCE needs neither values nor log-probabilities while it acts. 
 :class:`NumpySampler` evaluates only the policy network, in NumPy on the memory of the policy's own parameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import numpy as np
@@ -57,7 +57,13 @@ class NumpySampler(PolicySampler):
         self._linears = [layer for layer in self._modules if isinstance(layer, nn.Linear)]
         self._layers: list[tuple[np.ndarray, np.ndarray, np.ndarray, Activation | None]] = []
         self._buffers = [np.empty((n_envs, layer.out_features), np.float32) for layer in self._linears]
-        self._head = _make_head(policy, n_envs)
+        self._head = self.make_head()
+
+    def make_head(self) -> "Head":
+        """
+        :return: What draws actions from the outputs of the network
+        """
+        return HEADS[type(self.policy.action_dist)](self.policy, self.n_envs)
 
     def has_layers_of(self, policy: ActorCriticPolicy) -> bool:
         """
@@ -93,12 +99,27 @@ class NumpySampler(PolicySampler):
         """
         theirs = sampler._head if isinstance(sampler, NumpySampler) else None
         own = self._head
-        if isinstance(own, _NoiseHead) and isinstance(theirs, _NoiseHead) and type(own) is type(theirs):
+        if isinstance(own, NoiseHead) and isinstance(theirs, NoiseHead) and type(own) is type(theirs):
             if own.shape == theirs.shape:
                 own._noise, own._next_noise = theirs._noise, theirs._next_noise
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_layers": []}  # the views are taken anew for the next rollout
+
+    def inputs(self, obs: Observation) -> np.ndarray:
+        """
+        :param obs: Observations of all environments
+        :return: The input of the MLP, shape ``(n_envs, n_inputs)``
+        """
+        return self._features(obs)
+
+    def allowed(self, outputs: np.ndarray, timestep: Timestep) -> np.ndarray:
+        """
+        :param outputs: Outputs of the network, which are finite, shape ``(n_envs, n_outputs)``
+        :param timestep: Gives the timestep within its episode that an environment is at
+        :return: The same for the actions that are allowed
+        """
+        return outputs
 
     def outputs(self, obs: Observation) -> np.ndarray:
         """
@@ -107,7 +128,7 @@ class NumpySampler(PolicySampler):
         :param obs: Observations of all environments
         :return: Logits, or means of a Gaussian, shape ``(n_envs, n_outputs)``; overwritten by the next call
         """
-        x = latent = self._features(obs)
+        x = latent = self.inputs(obs)
         for weight, bias, buffer, activation in self._layers:
             np.dot(x, weight, buffer)
             np.add(buffer, bias, buffer)
@@ -122,7 +143,7 @@ class NumpySampler(PolicySampler):
         if not surely_finite(outputs):
             self._features.check(obs)
             check_finite("output of the policy", outputs, timestep)
-        actions = self._head.sample(outputs, self._latent, self.rng)
+        actions = self._head.sample(self.allowed(outputs, timestep), self._latent, self.rng)
         if self._head.may_overflow:
             check_finite("action", actions, timestep)
         return actions, None, None
@@ -131,16 +152,17 @@ class NumpySampler(PolicySampler):
 # The policies that are understood: SB3's own methods, a plain MLP on the CPU, flat observations
 
 
-def is_understood(policy: ActorCriticPolicy) -> bool:
+def is_understood(policy: ActorCriticPolicy, heads: Collection[type] | None = None) -> bool:
     """
     :param policy: A policy with SB3's own methods
+    :param heads: The classes of its ``action_dist`` that the sampler can draw from; ``None``: SB3's own
     :return: Whether :class:`NumpySampler` can act for it
     """
     modules = [policy, *policy.mlp_extractor.modules(), *policy.pi_features_extractor.modules(), policy.action_net]
     return (
         policy.device.type == "cpu"
         and _only_flattens(policy.pi_features_extractor)
-        and type(policy.action_dist) in _HEADS
+        and type(policy.action_dist) in (HEADS if heads is None else heads)
         and is_flat(policy.observation_space, policy.normalize_images)
         and type(policy.mlp_extractor.policy_net) is nn.Sequential
         and len(policy.mlp_extractor.policy_net) % 2 == 0
@@ -278,7 +300,7 @@ def _bind(layer: nn.Module) -> Activation:
 # Heads: a sample of the action distribution from its parameters
 
 
-class _Head:
+class Head:
     """
     :param policy: The policy
     :param n_envs: Number of environments
@@ -305,7 +327,7 @@ class _Head:
         raise NotImplementedError()
 
 
-class _NoiseHead(_Head):
+class NoiseHead(Head):
     """A head whose noise is independent of the outputs, and drawn ahead."""
 
     def __init__(self, policy: ActorCriticPolicy, n_envs: int):
@@ -335,7 +357,7 @@ class _NoiseHead(_Head):
         raise NotImplementedError()
 
 
-class _CategoricalHead(_NoiseHead):
+class CategoricalHead(NoiseHead):
     """The largest of the logits with Gumbel noise (Gumbel, 1954)."""
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -345,11 +367,10 @@ class _CategoricalHead(_NoiseHead):
         return (outputs + self.noise(rng)).argmax(axis=1)
 
 
-class _MultiCategoricalHead(_CategoricalHead):
+class MultiCategoricalHead(CategoricalHead):
     def __init__(self, policy: ActorCriticPolicy, n_envs: int):
         super().__init__(policy, n_envs)
-        assert isinstance(policy.action_dist, MultiCategoricalDistribution)
-        ends = np.cumsum(policy.action_dist.action_dims).tolist()
+        ends = np.cumsum(policy.action_dist.action_dims).tolist()  # type: ignore[union-attr]
         self._parts = [slice(first, stop) for first, stop in zip([0, *ends[:-1]], ends, strict=True)]
 
     def sample(self, outputs: np.ndarray, latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -360,7 +381,7 @@ class _MultiCategoricalHead(_CategoricalHead):
         return actions
 
 
-class _BernoulliHead(_NoiseHead):
+class _BernoulliHead(NoiseHead):
     """A logit above logistic noise."""
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -370,7 +391,7 @@ class _BernoulliHead(_NoiseHead):
         return (outputs > self.noise(rng)).astype(np.float32)
 
 
-class _GaussianHead(_NoiseHead):
+class _GaussianHead(NoiseHead):
     def start_rollout(self, policy: ActorCriticPolicy) -> None:
         self._log_std = policy.log_std.detach().numpy()
         if not np.isfinite(np.exp(self._log_std)).all():
@@ -383,7 +404,7 @@ class _GaussianHead(_NoiseHead):
         return (outputs + np.exp(self._log_std) * self.noise(rng)).reshape(self._action_shape)
 
 
-class _StateDependentNoiseHead(_Head):
+class _StateDependentNoiseHead(Head):
     """
     gSDE (Raffin et al., 2021, https://arxiv.org/abs/2005.05719): the noise is the latent features times the policy's last
     matrices, which come from PyTorch's generator.
@@ -410,14 +431,10 @@ class _StateDependentNoiseHead(_Head):
         return actions.reshape(self._action_shape)
 
 
-_HEADS: dict[type, type[_Head]] = {
-    CategoricalDistribution: _CategoricalHead,
-    MultiCategoricalDistribution: _MultiCategoricalHead,
+HEADS: dict[type, type[Head]] = {
+    CategoricalDistribution: CategoricalHead,
+    MultiCategoricalDistribution: MultiCategoricalHead,
     BernoulliDistribution: _BernoulliHead,
     DiagGaussianDistribution: _GaussianHead,
     StateDependentNoiseDistribution: _StateDependentNoiseHead,
 }
-
-
-def _make_head(policy: ActorCriticPolicy, n_envs: int) -> _Head:
-    return _HEADS[type(policy.action_dist)](policy, n_envs)

@@ -1,6 +1,7 @@
 """Drawing actions from a policy while a rollout is played, with SB3's own calls, and passing them to the environments."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch as th
@@ -9,6 +10,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_reinforce.finite import check_finite, not_finite
+
+if TYPE_CHECKING:
+    from sb3_reinforce.actor_critic.actor_critic import ActorCritic
+    from sb3_reinforce.actor_critic.batch import Batch
 
 Observation = np.ndarray | dict[str, np.ndarray]
 Timestep = Callable[[int], int]
@@ -66,13 +71,24 @@ class PolicySampler:
         check_finite("action", actions, timestep)
         return actions, values, log_probs
 
-    def act(self, obs: th.Tensor | dict[str, th.Tensor], timestep: Timestep) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def act(
+        self, obs: th.Tensor | dict[str, th.Tensor], timestep: Timestep
+    ) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
         """
         :param obs: Observations
         :param timestep: Gives the timestep within its episode that an environment is at
-        :return: Actions, values and log-probabilities
+        :return: Actions, and values and log-probabilities if the sampler :attr:`evaluates`
         """
         return self.policy(obs)
+
+    def evaluate_last(self, actor_critic: "ActorCritic", piece: "Batch") -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param actor_critic: The policy on a batch
+        :param piece: The last observations and actions of all environments
+        :return: Their values and log-probabilities, shape ``(n_envs,)`` each
+        """
+        values, log_probs, _ = actor_critic.evaluate(piece)
+        return values, log_probs
 
     def next_values(self, obs: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
         """

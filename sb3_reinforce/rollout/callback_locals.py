@@ -18,7 +18,7 @@ class RolloutLocals(dict[str, Any]):
     The ``self.locals`` of callbacks. Besides the variables of ``collect_rollouts`` it has those of SB3's that REINFORCE does
     not compute while it plays, as tensors: ``obs_tensor``, the observations that the policy acted on; their ``values`` (after
     a rollout: those of the next observations), shape ``(n_envs, 1)``; and ``log_probs`` of the actions, shape ``(n_envs,)``.
-    They are computed only when a callback reads them.
+    They are computed only when a callback reads them. Further arguments of the policy, such as ``action_masks``, are there too.
 
     :param variables: Variables to begin with
     """
@@ -31,6 +31,8 @@ class RolloutLocals(dict[str, Any]):
     _COMPUTED = ("obs_tensor", "values", "log_probs")
 
     def __missing__(self, name: str) -> Any:
+        if name in self._extras():
+            return self._extras()[name]
         if name not in self._COMPUTED or not dict.__contains__(self, "actions"):
             raise KeyError(name)
         model, obs = self["self"], self["acted_on"]
@@ -55,14 +57,18 @@ class RolloutLocals(dict[str, Any]):
                 flat = Batch.as_actions(actions.reshape(len(actions), -1), policy.action_space)
                 extras = {name: th.as_tensor(array, device=policy.device) for name, array in self["sampler"].extras.items()}
                 acted = replace(Batch.of_observations(obs_tensor, flat), extras=extras)
-                values, log_probs, _ = model.actor_critic.evaluate(acted)
+                values, log_probs = self["sampler"].evaluate_last(model.actor_critic, acted)
                 values = values.reshape(-1, 1)
             if has_ended:
                 values = self["sampler"].next_values(tensor(self["new_obs"]))
         self._computed = {"obs_tensor": obs_tensor, "values": values, "log_probs": log_probs}
 
+    def _extras(self) -> dict[str, Any]:
+        return self["sampler"].extras if super().__contains__("sampler") else {}
+
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or (name in self._COMPUTED and super().__contains__("actions"))
+        computed = name in self._COMPUTED and super().__contains__("actions")
+        return super().__contains__(name) or computed or name in self._extras()
 
     def get(self, name: str, default: Any = None) -> Any:
         """

@@ -1,0 +1,1 @@
+"""REINFORCE that draws its actions among those that the state allows, with sb3-contrib's maskable policies."""

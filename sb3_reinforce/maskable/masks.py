@@ -1,0 +1,144 @@
+"""Masks of actions: reading them from the environments, and checking them."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+
+#: Gives the masks of all environments, as these give them
+MaskSource = Callable[[], Any]
+
+
+class MaskLayout:
+    """
+    Which number of a mask belongs to which choice: one for each value of each dimension of an action, one dimension after
+    the other.
+
+    :param space: Action space
+    :raises ValueError: If its actions cannot be masked
+    """
+
+    def __init__(self, space: spaces.Space):
+        if isinstance(space, spaces.Discrete):
+            self.sizes = [int(space.n)]
+        elif isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
+            self.sizes = space.nvec.tolist()
+        elif isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
+            self.sizes = [2] * int(space.shape[0])
+        else:
+            raise ValueError(
+                f"Masks need a Discrete space, or a MultiDiscrete or MultiBinary space with one axis, got {space}."
+            )
+        self.is_discrete = isinstance(space, spaces.Discrete)
+        self.n = sum(self.sizes)
+        self._starts = np.cumsum([0, *self.sizes[:-1]])
+
+    def rows(self, masks: Any, n_envs: int) -> np.ndarray:
+        """
+        :param masks: One mask for each environment, see :meth:`row`
+        :param n_envs: Number of environments
+        :return: The masks, shape ``(n_envs, n)``, bool
+        :raises ValueError: If they have another form
+        """
+        if isinstance(masks, np.ndarray) and masks.dtype == bool and masks.shape == (n_envs, self.n):
+            return masks
+        if not isinstance(masks, np.ndarray | Sequence) or isinstance(masks, str) or len(masks) != n_envs:
+            raise ValueError(
+                f"The action masks must be one for each of the {n_envs} environments, with {self._expected()}, "
+                f"got {_form(masks)}."
+            )
+        return np.stack([self.row(mask, f" in environment {i}") for i, mask in enumerate(masks)])
+
+    def row(self, mask: Any, where: str = "") -> np.ndarray:
+        """
+        :param mask: The mask of one action: an array or a list of booleans, or of zeros and ones, flat, or with a part of its
+            own for each dimension of the action
+        :param where: Where it comes from, for an error
+        :return: The mask, shape ``(n,)``, bool
+        :raises ValueError: If it has another form
+        """
+        if isinstance(mask, np.ndarray) and mask.dtype == bool and mask.shape == (self.n,):
+            return mask
+        array = _as_array(mask)
+        if array is None or array.dtype.kind == "O":  # perhaps the parts are of different lengths
+            parts = [_as_array(part) for part in mask] if isinstance(mask, np.ndarray | Sequence) else []
+            fits = [part.shape for part in parts if part is not None] == [(size,) for size in self.sizes]
+            array = np.concatenate(parts) if fits and len(parts) == len(self.sizes) else None  # type: ignore[arg-type]
+        elif not self.is_discrete and [*array.shape] == [len(self.sizes), self.sizes[0]] and len(set(self.sizes)) == 1:
+            array = array.reshape(-1)
+        if array is None or array.shape != (self.n,):
+            raise ValueError(f"The action mask must have {self._expected()}, got {_form(mask)}{where}.")
+        if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+            raise ValueError(f"The action mask must hold booleans, or zeros and ones, got {mask!r}{where}.")
+        return array.astype(bool)
+
+    def first_without_choice(self, masks: np.ndarray) -> int | None:
+        """
+        :param masks: Masks, shape ``(n_envs, n)``, bool
+        :return: Index of the first mask that allows no value of some dimension of the action; ``None`` if there is none
+        """
+        allowed = masks.any(axis=1) if self.is_discrete else np.logical_or.reduceat(masks, self._starts, axis=1).all(axis=1)
+        return None if allowed.all() else int(allowed.argmin())
+
+    def _expected(self) -> str:
+        flat = f"the shape ({self.n},)"
+        return flat if self.is_discrete else f"{flat} or one part for each dimension of the action, of lengths {self.sizes}"
+
+
+def _as_array(mask: Any) -> np.ndarray | None:
+    try:
+        return np.asarray(mask)
+    except ValueError:  # its parts are of different lengths
+        return None
+
+
+def _form(mask: Any) -> str:
+    array = _as_array(mask)
+    if array is None or array.dtype.kind == "O" or array.ndim == 0:
+        lengths = [len(part) if hasattr(part, "__len__") else 1 for part in mask] if isinstance(mask, Sequence) else None
+        return repr(mask) if lengths is None or isinstance(mask, str) else f"parts of lengths {lengths}"
+    return f"the shape {array.shape}"
+
+
+def of_vec_env(env: VecEnv) -> MaskSource | None:
+    """
+    :param env: Environments
+    :return: The method ``action_masks`` of the vector environment itself, which gives the masks of all environments at once
+    """
+    method = getattr(env, EXPECTED_METHOD_NAME, None)
+    return method if callable(method) else None
+
+
+def has_masks(env: Any) -> bool:
+    """
+    :param env: Environments
+    :return: Whether they are known to have a method ``action_masks``
+    """
+    if env is None:
+        return False
+    try:
+        return of_vec_env(env) is not None or bool(env.has_attr(EXPECTED_METHOD_NAME))
+    except Exception:  # an environment of another make may not be able to say
+        return False
+
+
+def mask_source(env: VecEnv) -> MaskSource:
+    """
+    :param env: Environments that have masks
+    :return: Gives their masks. The methods of environments in this process are looked up once, as it takes longer than to
+        call them
+    """
+    own = of_vec_env(env)
+    if own is not None:
+        return own
+    inner = env
+    while isinstance(inner, VecEnvWrapper) and type(inner).env_method is VecEnvWrapper.env_method:
+        inner = inner.venv
+    if type(inner) is DummyVecEnv:
+        methods = [single.get_wrapper_attr(EXPECTED_METHOD_NAME) for single in inner.envs]
+        return lambda: [method() for method in methods]
+    return partial(env.env_method, EXPECTED_METHOD_NAME)

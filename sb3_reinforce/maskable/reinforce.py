@@ -1,0 +1,172 @@
+import functools
+import warnings
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.ppo_mask.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+from sb3_reinforce.actor_critic.actor_critic import ActorCritic
+from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
+from sb3_reinforce.maskable.actor_critic import make_maskable_actor_critic
+from sb3_reinforce.maskable.buffers import MaskableEpisodeDictRolloutBuffer, MaskableEpisodeRolloutBuffer
+from sb3_reinforce.maskable.masks import MaskLayout, has_masks
+from sb3_reinforce.reinforce import REINFORCE
+
+SelfMaskableREINFORCE = TypeVar("SelfMaskableREINFORCE", bound="MaskableREINFORCE")
+
+
+class MaskableREINFORCE(REINFORCE):
+    """
+    REINFORCE with invalid action masking: actions are drawn among those that the state allows.
+
+    An environment says which these are with a method ``action_masks()``, as for sb3-contrib's MaskablePPO; the policies, the
+    ``ActionMasker`` wrapper, ``MaskableEvalCallback`` and ``evaluate_policy`` are sb3-contrib's own. The policy that is
+    trained is the masked one: an action that is not allowed has a probability of zero, and the estimate of the gradient
+    stays unbiased. Paper: Huang and Ontañón (2022), https://arxiv.org/abs/2006.14171
+
+    All arguments are those of :class:`sb3_reinforce.REINFORCE`. The action space must be Discrete, MultiDiscrete or
+    MultiBinary, and the policy a subclass of sb3-contrib's ``MaskableActorCriticPolicy``.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy_base = MaskableActorCriticPolicy
+    supported_action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    rollout_buffer_classes: ClassVar[tuple[type[EpisodeRolloutBuffer], type[EpisodeDictRolloutBuffer]]] = (
+        MaskableEpisodeRolloutBuffer,
+        MaskableEpisodeDictRolloutBuffer,
+    )
+
+    _use_masking = True
+    _warned_of_masks = False
+
+    def _make_parts(self) -> None:
+        policy_class = self.policy_class
+        MaskLayout(self.action_space)
+        if issubclass(policy_class, MaskableActorCriticPolicy):
+            self.policy_class = _without_sde(policy_class)  # type: ignore[assignment]
+        try:
+            super()._make_parts()
+        finally:
+            self.policy_class = policy_class
+
+    @property
+    def actor_critic(self) -> ActorCritic:
+        return make_maskable_actor_critic(self.policy, self._use_masking)  # type: ignore[arg-type]
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if self._use_masking and self.env is not None and not has_masks(self.env):
+            raise ValueError(
+                "The environment must have a method `action_masks()`, got none. sb3-contrib's `ActionMasker` wrapper adds one; "
+                "`learn(..., use_masking=False)` learns without masks."
+            )
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def learn(  # type: ignore[override]
+        self: SelfMaskableREINFORCE,
+        total_timesteps: int = 100_000,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "MaskableREINFORCE",
+        reset_num_timesteps: bool = True,
+        use_masking: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMaskableREINFORCE:
+        """
+        Learn, see :meth:`sb3_reinforce.REINFORCE.learn`.
+
+        :param total_timesteps: The total number of samples (env steps) to train on
+        :param callback: Callback(s) called at every step with state of the algorithm
+        :param log_interval: The number of updates between two logs
+        :param tb_log_name: The name of the run for TensorBoard logging
+        :param reset_num_timesteps: Whether or not to reset the current timestep number (used in logging)
+        :param use_masking: Whether to draw the actions among those that the environments allow
+        :param progress_bar: Display a progress bar using tqdm and rich
+        :return: The trained model
+        :raises ValueError: If the environments have no masks, or a mask of another form, or one that allows no action
+        """
+        self._use_masking = use_masking
+        return super().learn(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar=progress_bar
+        )
+
+    def predict(  # type: ignore[override]
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Get the policy action from an observation (and optional hidden state).
+
+        :param observation: The observation, or those of several environments
+        :param state: The last hidden states (used in recurrent policies)
+        :param episode_start: Which episodes have just begun (used in recurrent policies)
+        :param deterministic: Whether or not to return deterministic actions
+        :param action_masks: Which actions are allowed: the mask of the observation, or one for each environment. ``None``: all
+            of them, with a warning if the model was trained with masks
+        :return: The model's action and the next hidden state (used in recurrent policies)
+        :raises ValueError: If a mask has another form, or allows no action
+        """
+        if action_masks is None:
+            self._warn_of_missing_masks()
+        else:
+            action_masks = self._check_masks(observation, action_masks)
+        return self.policy.predict(  # type: ignore[call-arg]
+            observation, state, episode_start, deterministic, action_masks=action_masks
+        )
+
+    def _check_masks(self, observation: np.ndarray | dict[str, np.ndarray], masks: Any) -> np.ndarray:
+        layout = MaskLayout(self.action_space)
+        if self.policy.is_vectorized_observation(observation):
+            first = next(iter(observation.values())) if isinstance(observation, dict) else observation
+            rows = layout.rows(masks, len(first))
+        else:
+            is_batch = isinstance(masks, np.ndarray) and masks.shape == (1, layout.n)
+            rows = layout.row(masks[0] if is_batch else masks)[None]
+        row = layout.first_without_choice(rows)
+        if row is not None:
+            raise ValueError(f"The action mask must allow at least one choice, got {rows[row]!r} for observation {row}.")
+        return rows
+
+    def _warn_of_missing_masks(self) -> None:
+        if self._warned_of_masks or not (has_masks(self.env) if self._n_updates == 0 else self._use_masking):
+            return
+        self._warned_of_masks = True
+        warnings.warn(
+            "The actions are predicted without masks, so they may be invalid, and an environment that ignores such actions may "
+            "never end: pass `action_masks` to `predict`, and evaluate with sb3-contrib's "
+            "`sb3_contrib.common.maskable.evaluation.evaluate_policy` or `MaskableEvalCallback`.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_warned_of_masks"]
+
+
+def _without_sde(policy_class: type[BasePolicy]) -> Any:
+    """The class as a function without the argument `use_sde`, which SB3 passes to all policies, and these do not take."""
+
+    @functools.wraps(policy_class, updated=())
+    def make(*args: Any, use_sde: bool, **kwargs: Any) -> BasePolicy:
+        return policy_class(*args, **kwargs)
+
+    return make

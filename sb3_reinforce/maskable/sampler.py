@@ -1,0 +1,127 @@
+"""Drawing actions among those that the environments allow."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch as th
+from sb3_contrib.common.maskable.distributions import (
+    MaskableBernoulliDistribution,
+    MaskableCategoricalDistribution,
+    MaskableMultiCategoricalDistribution,
+)
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_reinforce.actor_critic.numpy_sampler import CategoricalHead, Head, MultiCategoricalHead, NumpySampler
+from sb3_reinforce.actor_critic.sampler import PolicySampler, Timestep
+from sb3_reinforce.maskable.masks import MaskLayout, mask_source
+
+#: What draws from sb3-contrib's distributions: a masked logit is minus infinity, and never the largest with any noise
+HEADS: dict[type, type[Head]] = {
+    MaskableCategoricalDistribution: CategoricalHead,
+    MaskableMultiCategoricalDistribution: MultiCategoricalHead,
+    MaskableBernoulliDistribution: MultiCategoricalHead,
+}
+
+
+class MaskReader:
+    """
+    The masks of the states that the environments are in.
+
+    :param env: The environments
+    :param layout: The form of a mask
+    """
+
+    def __init__(self, env: VecEnv, layout: MaskLayout):
+        self.env = env
+        self.layout = layout
+        self._source = mask_source(env)
+
+    def start_rollout(self) -> None:
+        """Look the methods up anew, as they may have been replaced."""
+        self._source = mask_source(self.env)
+
+    def __call__(self, timestep: Timestep) -> np.ndarray:
+        """
+        :param timestep: Gives the timestep within its episode that an environment is at
+        :return: Masks, shape ``(n_envs, n_choices)``, bool, as copies
+        :raises ValueError: If a mask has another form, or allows no action
+        """
+        given = self._source()
+        masks = self.layout.rows(given, self.env.num_envs)
+        env_id = self.layout.first_without_choice(masks)
+        if env_id is not None:
+            raise ValueError(
+                f"The action mask must allow at least one choice, got {given[env_id]!r} in environment {env_id} at timestep "
+                f"{timestep(env_id)} of its episode."
+            )
+        return masks.copy() if masks is given else masks
+
+
+class MaskablePolicySampler(PolicySampler):
+    """
+    Acts with the policy's own ``forward``.
+
+    :param policy: The policy
+    :param reader: Gives the masks
+    """
+
+    def __init__(self, policy: object, reader: MaskReader):
+        super().__init__(policy)  # type: ignore[arg-type]
+        self.reader = reader
+
+    def start_rollout(self) -> None:
+        self.reader.start_rollout()
+
+    def act(self, obs: th.Tensor | dict[str, th.Tensor], timestep: Timestep) -> tuple[th.Tensor, ...]:  # type: ignore[override]
+        self.extras = {"action_masks": self.reader(timestep)}
+        return self.policy(obs, **self.extras)
+
+
+class MaskableActorSampler(MaskablePolicySampler):
+    """
+    Acts with the actor alone.
+
+    :param policy: The policy
+    :param reader: Gives the masks
+    :param draw: Draws actions for observations and masks
+    """
+
+    evaluates = False
+
+    def __init__(self, policy: object, reader: MaskReader, draw: Callable[..., th.Tensor]):
+        super().__init__(policy, reader)
+        self.draw = draw
+
+    def act(self, obs: th.Tensor | dict[str, th.Tensor], timestep: Timestep) -> tuple[th.Tensor, ...]:  # type: ignore[override]
+        self.extras = {"action_masks": self.reader(timestep)}
+        return self.draw(obs, self.extras["action_masks"]), None, None  # type: ignore[return-value]
+
+
+class MaskableNumpySampler(NumpySampler):
+    """
+    Acts in NumPy, see :class:`~sb3_reinforce.actor_critic.numpy_sampler.NumpySampler`.
+
+    :param policy: The policy
+    :param reader: Gives the masks; ``None``: all actions are allowed
+    :param n_envs: Number of environments
+    :param rng: Source of the actions' randomness
+    """
+
+    def __init__(self, policy: object, reader: MaskReader | None, n_envs: int, rng: np.random.Generator):
+        super().__init__(policy, n_envs, rng)  # type: ignore[arg-type]
+        self.reader = reader
+
+    def make_head(self) -> Head:
+        return HEADS[type(self.policy.action_dist)](self.policy, self.n_envs)
+
+    def start_rollout(self) -> None:
+        super().start_rollout()
+        if self.reader is not None:
+            self.reader.start_rollout()
+
+    def allowed(self, outputs: np.ndarray, timestep: Timestep) -> np.ndarray:
+        if self.reader is None:
+            return outputs
+        masks = self.reader(timestep)
+        self.extras = {"action_masks": masks}
+        return np.where(masks, outputs, np.float32(-np.inf))
