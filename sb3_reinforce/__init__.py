@@ -2,8 +2,11 @@
 
 from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_reinforce.callbacks import GradientMonitor
+from sb3_reinforce.maskable.reinforce import MaskableREINFORCE
 from sb3_reinforce.monte_carlo.baselines import Baseline
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_reinforce.recurrent.maskable import MaskableRecurrentREINFORCE
+from sb3_reinforce.recurrent.reinforce import RecurrentREINFORCE
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.update.policy_step import PolicyStep
 
@@ -17,7 +20,10 @@ __all__ = [
     "EpisodeDictRolloutBuffer",
     "EpisodeRolloutBuffer",
     "GradientMonitor",
+    "MaskableREINFORCE",
+    "MaskableRecurrentREINFORCE",
     "MlpPolicy",
     "MultiInputPolicy",
     "PolicyStep",
+    "RecurrentREINFORCE",
 ]

@@ -48,6 +48,9 @@ class ActorCritic:
     :param policy: The policy
     """
 
+    #: Whether PyTorch differentiates the distributions twice, and in reasonable time
+    has_second_derivative = True
+
     def __init__(self, policy: ActorCriticPolicy):
         self.policy = policy
 

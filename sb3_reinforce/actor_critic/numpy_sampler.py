@@ -260,7 +260,7 @@ class Features:
 # Activations: functions of the input and of the array for the output (which may be the same)
 
 
-def _sigmoid(x: np.ndarray, out: np.ndarray) -> None:
+def sigmoid(x: np.ndarray, out: np.ndarray) -> None:
     # 1 / (1 + exp(-x)) without overflow
     np.multiply(x, 0.5, out)
     np.tanh(out, out)
@@ -270,7 +270,7 @@ def _sigmoid(x: np.ndarray, out: np.ndarray) -> None:
 
 def _silu(x: np.ndarray, out: np.ndarray) -> None:
     gate = np.empty_like(x)
-    _sigmoid(x, gate)
+    sigmoid(x, gate)
     np.multiply(x, gate, out)
 
 
@@ -287,7 +287,7 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[nn.Module], Activation]] = {
     nn.ReLU: lambda layer: lambda x, out: np.maximum(x, 0.0, out=out),
     nn.LeakyReLU: lambda layer: partial(_leaky_relu, slope=layer.negative_slope),  # type: ignore[arg-type]
     nn.ELU: lambda layer: partial(_elu, alpha=layer.alpha),  # type: ignore[arg-type]
-    nn.Sigmoid: lambda layer: _sigmoid,
+    nn.Sigmoid: lambda layer: sigmoid,
     nn.SiLU: lambda layer: _silu,
     nn.Identity: lambda layer: np.positive,
 }

@@ -82,7 +82,7 @@ class MaskableREINFORCE(REINFORCE):
         total_timesteps: int = 100_000,
         callback: MaybeCallback = None,
         log_interval: int = 1,
-        tb_log_name: str = "MaskableREINFORCE",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         use_masking: bool = True,
         progress_bar: bool = False,
@@ -93,7 +93,7 @@ class MaskableREINFORCE(REINFORCE):
         :param total_timesteps: The total number of samples (env steps) to train on
         :param callback: Callback(s) called at every step with state of the algorithm
         :param log_interval: The number of updates between two logs
-        :param tb_log_name: The name of the run for TensorBoard logging
+        :param tb_log_name: The name of the run for TensorBoard logging; ``None``: that of the class
         :param reset_num_timesteps: Whether or not to reset the current timestep number (used in logging)
         :param use_masking: Whether to draw the actions among those that the environments allow
         :param progress_bar: Display a progress bar using tqdm and rich
@@ -102,7 +102,7 @@ class MaskableREINFORCE(REINFORCE):
         """
         self._use_masking = use_masking
         return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar=progress_bar
+            total_timesteps, callback, log_interval, tb_log_name or type(self).__name__, reset_num_timesteps, progress_bar=progress_bar
         )
 
     def predict(  # type: ignore[override]

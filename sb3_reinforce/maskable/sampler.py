@@ -124,4 +124,13 @@ class MaskableNumpySampler(NumpySampler):
             return outputs
         masks = self.reader(timestep)
         self.extras = {"action_masks": masks}
-        return np.where(masks, outputs, np.float32(-np.inf))
+        return masked_outputs(outputs, masks)
+
+
+def masked_outputs(outputs: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+    """
+    :param outputs: Logits, shape ``(n_envs, n_choices)``
+    :param masks: Which choices are allowed; ``None``: all of them
+    :return: The logits, minus infinity where a choice is not allowed
+    """
+    return outputs if masks is None else np.where(masks, outputs, np.float32(-np.inf))

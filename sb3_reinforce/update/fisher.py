@@ -17,6 +17,7 @@ from typing import Any
 import torch as th
 from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch.distributions import Bernoulli, Categorical, Distribution, Normal
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_reinforce.actor_critic.actor_critic import ActorCritic, NoNaturalStepError
@@ -90,7 +91,7 @@ class Fisher:
             for row in reached
         ]
         self._graph: th.Tensor | None = None
-        if self.parameters and len(self._pieces) == 1:
+        if self.parameters and len(self._pieces) == 1 and actor_critic.has_second_derivative:
             self._graph = self._derivative(divergence, self._not_reached[0])
 
     def __call__(self, vector: th.Tensor) -> th.Tensor:
@@ -124,6 +125,181 @@ class Fisher:
         with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
             distributions = self._actor_critic.distributions(piece)
         return th.stack([kl_divergence(detached(one), one).sum() for one in distributions]).sum()
+
+
+#: For each distribution its class, and the parameters that determine it
+Outputs = list[tuple[type[Distribution], dict[str, th.Tensor]]]
+
+
+class FisherOfDifferences(Fisher):
+    r"""
+    The Fisher information :math:`J^\top M J` of a policy whose second derivative is not available, or slow: :math:`J` is the
+    derivative of the distributions' parameters (logits, means and deviations), and :math:`M` the curvature of the divergence as
+    a function of these. :math:`J v` is a central difference, exact to about 0.0001; all other factors are exact.
+
+    For an LSTM of 64 units and 8 episodes of 200 timesteps a product takes a tenth of the time.
+
+    :param actor_critic: The policy
+    :param batch: The timesteps to average over
+    :param parameters: The parameters to differentiate by, none of them frozen
+    :param workers: The workers; the average is over the timesteps of all of them
+    :param keep: Whether the attribute ``parameters`` also holds those that reach no distribution
+    """
+
+    #: The divergence, to second order, of the points between which the difference is taken from the policy: its root is small
+    #: beside 1, and large beside the rounding errors of a network
+    DIVERGENCE = 1e-7
+    #: By how much it may differ, and how often the distance is corrected
+    FACTOR, MAX_TRIALS = 10.0, 6
+
+    def __init__(
+        self,
+        actor_critic: ActorCritic,
+        batch: Batch,
+        parameters: Sequence[th.nn.Parameter],
+        workers: Alone,
+        keep: bool = False,
+    ):
+        super().__init__(actor_critic, batch, parameters, workers, keep)
+        self._distance = 1e-2
+        self._outputs_with_graph: Outputs | None = None
+        if len(self._pieces) == 1:
+            with _fixed_noise(batch.actions.device, self._noise):
+                self._outputs_with_graph = self._outputs(self._pieces[0])
+
+    def __call__(self, vector: th.Tensor) -> th.Tensor:
+        """
+        :param vector: A vector, shape ``(n_parameters,)``
+        :return: Its product with the matrix
+        """
+        norm = float(th.linalg.vector_norm(vector))
+        if norm == 0.0:
+            return th.zeros_like(vector)
+        direction = vector / norm
+        changes = self._changes(direction)
+        total = th.zeros_like(vector)
+        for outputs, change in zip(self._all_outputs(vector.device), changes, strict=True):
+            total += self._pulled_back(outputs, change)
+        self._workers.add_up([total])
+        return total * (norm / self.n_timesteps)
+
+    def _changes(self, direction: th.Tensor) -> list[list[th.Tensor]]:
+        """:math:`J v` for each piece. The distance of the two points is corrected until the divergence is as it should be."""
+        distance = self._distance
+        changes: list[list[th.Tensor]] = []
+        for _ in range(self.MAX_TRIALS):
+            points = [self._outputs_at(sign * distance, direction) for sign in (1.0, -1.0)]
+            changes = [
+                [_difference(a, b) / (2.0 * distance) for a, b in zip(one, other, strict=True)]
+                for one, other in zip(*points, strict=True)
+            ]
+            of_all = th.zeros(1, device=direction.device)
+            for outputs, change in zip(self._all_outputs(direction.device), changes, strict=True):
+                of_all += sum(th.sum(a * b) for a, b in zip(_metric(outputs, change), change, strict=True))
+            self._workers.add_up([of_all])
+            divergence = 0.5 * float(of_all) / self.n_timesteps * distance**2
+            if not math.isfinite(divergence):
+                distance *= 0.1
+            elif self.DIVERGENCE / self.FACTOR < divergence < self.DIVERGENCE * self.FACTOR:
+                break
+            else:
+                distance *= min(max(math.sqrt(self.DIVERGENCE / max(divergence, 1e-30)), 1e-2), 1e2)
+        self._distance = distance
+        return changes
+
+    def _all_outputs(self, device: th.device) -> Iterator[Outputs]:
+        """The distributions' parameters of all pieces, one after the other, with their graph."""
+        if self._outputs_with_graph is not None:
+            yield self._outputs_with_graph
+            return
+        for piece in self._pieces:
+            with _fixed_noise(device, self._noise):
+                outputs = self._outputs(piece)
+            yield outputs
+
+    def _outputs(self, piece: Batch) -> Outputs:
+        with sdpa_kernel(SDPBackend.MATH):
+            return [parameters_of(one) for one in self._actor_critic.distributions(piece)]
+
+    def _outputs_at(self, length: float, direction: th.Tensor) -> list[list[th.Tensor]]:
+        """The distributions' parameters of all pieces, at another point. The policy is as before afterwards."""
+        kept = [parameter.data for parameter in self.parameters]
+        parts = direction.split([parameter.numel() for parameter in self.parameters])
+        try:
+            for parameter, old, part in zip(self.parameters, kept, parts, strict=True):
+                # Another tensor, as graphs hold the values of this one
+                parameter.data = old + length * part.view_as(old)
+            with th.no_grad(), _fixed_noise(direction.device, self._noise):
+                return [[z for _, of_one in self._outputs(piece) for z in of_one.values()] for piece in self._pieces]
+        finally:
+            for parameter, old in zip(self.parameters, kept, strict=True):
+                parameter.data = old
+
+    def _pulled_back(self, outputs: Outputs, change: list[th.Tensor]) -> th.Tensor:
+        """:math:`J^\top M` times a change."""
+        weights = _metric(outputs, change)
+        tensors = [z for _, of_one in outputs for z in of_one.values()]
+        with_graph = [(z, w) for z, w in zip(tensors, weights, strict=True) if z.requires_grad]
+        gradients = th.autograd.grad(
+            [z for z, _ in with_graph],
+            self.parameters,
+            [w for _, w in with_graph],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return th.cat([gradient.flatten() for gradient in gradients])
+
+
+def make_fisher(
+    actor_critic: ActorCritic, batch: Batch, parameters: Sequence[th.nn.Parameter], workers: Alone, keep: bool = False
+) -> Fisher:
+    """
+    :param actor_critic: The policy
+    :param batch: The timesteps to average over
+    :param parameters: The parameters to differentiate by, none of them frozen
+    :param workers: The workers; the average is over the timesteps of all of them
+    :param keep: Whether the attribute ``parameters`` also holds those that reach no distribution
+    :return: The Fisher information, by the means that suit the policy
+    """
+    kind = Fisher if actor_critic.has_second_derivative else FisherOfDifferences
+    return kind(actor_critic, batch, parameters, workers, keep)
+
+
+def parameters_of(distribution: Distribution) -> tuple[type[Distribution], dict[str, th.Tensor]]:
+    """
+    :param distribution: A distribution
+    :return: Its class, and the parameters that determine it, by name
+    :raises NoNaturalStepError: If these are not known
+    """
+    if isinstance(distribution, Categorical):
+        return Categorical, {"logits": distribution.logits}
+    if isinstance(distribution, Bernoulli):
+        return Bernoulli, {"logits": distribution.logits}
+    if isinstance(distribution, Normal):
+        return Normal, {"loc": distribution.loc, "scale": distribution.scale}
+    raise NoNaturalStepError(
+        "`natural_gradient=True` needs a Categorical, Bernoulli or Normal distribution for a policy that is not differentiated "
+        f"twice, got {type(distribution).__name__}."
+    )
+
+
+def _metric(outputs: Outputs, change: list[th.Tensor]) -> list[th.Tensor]:
+    """The Hessian of the summed divergence with respect to the distributions' parameters, times a change of them."""
+    products, changes = [], iter(change)
+    with th.enable_grad():
+        for kind, parameters in outputs:
+            constant = {name: z.detach() for name, z in parameters.items()}
+            variable = {name: z.clone().requires_grad_(True) for name, z in constant.items()}
+            old, new = (kind(**arguments, validate_args=False) for arguments in (constant, variable))
+            derivatives = th.autograd.grad(kl_divergence(old, new).sum(), list(variable.values()), create_graph=True)
+            along = sum((derivative * next(changes)).sum() for derivative in derivatives)
+            products += th.autograd.grad(along, list(variable.values()), materialize_grads=True)  # type: ignore[arg-type]
+    return [product.nan_to_num(nan=0.0) for product in products]
+
+
+def _difference(a: th.Tensor, b: th.Tensor) -> th.Tensor:
+    return (a - b).nan_to_num(nan=0.0)  # a masked logit is minus infinity at both points
 
 
 def check_connected(derivative: th.Tensor) -> None:

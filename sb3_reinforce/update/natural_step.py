@@ -18,7 +18,15 @@ from sb3_reinforce.actor_critic.parameters import Parameters
 from sb3_reinforce.actor_critic.state import detached, evaluation_mode, forget_graphs, kept_buffers, restored_on_error
 from sb3_reinforce.arguments import check_number
 from sb3_reinforce.distributed.workers import ALONE, Alone
-from sb3_reinforce.update.fisher import SOLVER_NORM, Fisher, NoDirectionError, scaled_step, second_derivative_named, solve
+from sb3_reinforce.update.fisher import (
+    SOLVER_NORM,
+    Fisher,
+    NoDirectionError,
+    make_fisher,
+    scaled_step,
+    second_derivative_named,
+    solve,
+)
 from sb3_reinforce.update.gradients import Gradients
 from sb3_reinforce.update.kl import has_finite_support, kl_divergence
 from sb3_reinforce.update.policy_step import OptimizerStep, gradient_step
@@ -184,10 +192,10 @@ def natural_step(
     if not math.isfinite(norm):
         raise ValueError(f"The gradient of the policy must be finite, got a norm of {norm}.")
     with kept_buffers(actor_critic.policy), second_derivative_named(actor_critic.policy):
-        fisher = sampled = Fisher(actor_critic, batch, parameters, workers)
+        fisher = sampled = make_fisher(actor_critic, batch, parameters, workers)
         if settings.sub_sampling_factor > 1:  # `fisher`, of all timesteps, still measures how far the policy moves
             some = actor_critic.sub_sample(batch, settings.sub_sampling_factor, workers)
-            sampled = Fisher(actor_critic, some, fisher.parameters, workers, keep=True)
+            sampled = make_fisher(actor_critic, some, fisher.parameters, workers, keep=True)
         of_parameter = dict(zip(parameters, gradient, strict=True))
         flat = [of_parameter[parameter].flatten() for parameter in fisher.parameters]
         if not any(part.any() for part in flat):
@@ -288,7 +296,7 @@ def check_second_derivative(actor_critic: ActorCritic) -> None:
     try:
         with evaluation_mode(policy), th.enable_grad(), second_derivative_named(policy):
             parameters = actor_critic.actor_parameters()
-            fisher = Fisher(actor_critic, batch, parameters, ALONE)
+            fisher = make_fisher(actor_critic, batch, parameters, ALONE)
             if fisher.parameters:
                 check_curvature(actor_critic, batch, fisher)
             elif parameters:

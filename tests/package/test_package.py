@@ -190,7 +190,8 @@ FLOORS = [
     {"actor_critic"},
     {"files", "rollout", "update"},
     {"reinforce"},
-    {"callbacks"},
+    {"callbacks", "maskable"},
+    {"recurrent"},
     {"zoo"},
 ]
 

@@ -1,0 +1,1 @@
+"""REINFORCE with memory: sb3-contrib's recurrent policies, with masks of actions or without."""

@@ -1,0 +1,287 @@
+"""Drawing actions from a recurrent policy: the states of its LSTM are carried from timestep to timestep."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
+
+from sb3_reinforce.actor_critic.inspection import has_own_forward
+from sb3_reinforce.actor_critic.numpy_sampler import HEADS, Head, NumpySampler, is_understood, sigmoid
+from sb3_reinforce.actor_critic.sampler import Observation, PolicySampler, Sample, Timestep, of_space
+from sb3_reinforce.recurrent.sequences import SequenceBatch, States, no_states
+
+
+class CriticMemory:
+    """
+    The states of the critic's LSTM. Only callbacks ask for values while a rollout is played, so the LSTM runs when they do,
+    through all that it has missed.
+
+    :param policy: The policy
+    :param n_envs: Number of environments
+    """
+
+    def __init__(self, policy: Any, n_envs: int):
+        self.policy = policy
+        self._states = no_states(policy.lstm_critic, n_envs) if policy.lstm_critic is not None else None
+        self._missed: list[tuple[Observation, np.ndarray]] = []
+
+    def note(self, obs: Observation, begins: np.ndarray) -> None:
+        """
+        :param obs: Observations that the policy acts on
+        :param begins: Whether an episode begins with them, shape ``(n_envs,)``
+        """
+        if self._states is None:
+            return
+        if begins.all():
+            self._missed.clear()
+        self._missed.append((obs, begins))
+
+    def before_last(self) -> States | None:
+        """
+        :return: The states before the last observations
+        """
+        if self._states is None:
+            return None
+        *missed, last = self._missed
+        for step in missed:
+            self._advance(*step)
+        self._missed = [last]
+        return self._begun(last[1])
+
+    def after_last(self, begins: np.ndarray) -> States | None:
+        """
+        :param begins: Whether an episode begins after the last observations, shape ``(n_envs,)``
+        :return: The states after them
+        """
+        if self._states is None:
+            return None
+        for step in self._missed:
+            self._advance(*step)
+        self._missed = []
+        return self._begun(begins)
+
+    def _advance(self, obs: Observation, begins: np.ndarray) -> None:
+        policy = self.policy
+        tensor = obs_as_tensor(of_space(obs, policy.observation_space), policy.device)
+        with th.no_grad():
+            features = BasePolicy.extract_features(policy, tensor, policy.vf_features_extractor)
+            self._states = policy.lstm_critic(features[None], self._begun(begins))[1]
+
+    def _begun(self, begins: np.ndarray) -> States:
+        assert self._states is not None
+        goes_on = th.as_tensor(~begins, dtype=th.float32, device=self.policy.device)[:, None]
+        return self._states[0] * goes_on, self._states[1] * goes_on
+
+
+class RecurrentPolicySampler(PolicySampler):
+    """
+    Acts with the policy's own ``forward``.
+
+    :param policy: The policy
+    :param n_envs: Number of environments
+    """
+
+    def __init__(self, policy: Any, n_envs: int):
+        super().__init__(policy)
+        self.n_envs = n_envs
+        self.states = RNNStates(no_states(policy.lstm_actor, n_envs), no_states(policy.lstm_actor, n_envs))
+        self._timestep: Timestep = lambda env_id: 0
+
+    def go_on_from(self, sampler: PolicySampler | None) -> None:
+        if type(sampler) is type(self) and sampler.states.pi[0].shape == self.states.pi[0].shape:
+            self.states = sampler.states
+
+    def begins(self, timestep: Timestep) -> np.ndarray:
+        """
+        :param timestep: Gives the timestep within its episode that an environment is at
+        :return: Whether an episode begins, shape ``(n_envs,)``
+        """
+        self._timestep = timestep
+        return np.fromiter((timestep(env_id) == 0 for env_id in range(self.n_envs)), bool, self.n_envs)
+
+    def act(self, obs: Any, timestep: Timestep) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
+        starts = th.as_tensor(self.begins(timestep), dtype=th.float32, device=self.policy.device)
+        actions, values, log_probs, self.states = self.policy(obs, self.states, starts, **self.extras)  # type: ignore[misc, arg-type]
+        return actions, values, log_probs
+
+    def next_values(self, obs: Any) -> th.Tensor:
+        starts = th.as_tensor(self.begins(self._timestep), dtype=th.float32, device=self.policy.device)
+        return self.policy.predict_values(obs, self.states.vf, starts)  # type: ignore[call-arg]
+
+
+class RecurrentActorSampler(RecurrentPolicySampler):
+    """
+    Acts with the actor alone.
+
+    :param policy: The policy
+    :param n_envs: Number of environments
+    """
+
+    evaluates = False
+
+    def __init__(self, policy: Any, n_envs: int):
+        super().__init__(policy, n_envs)
+        self._before = self.states.pi
+        self._critic = CriticMemory(policy, n_envs)
+        self._obs: Observation = {}
+
+    def go_on_from(self, sampler: PolicySampler | None) -> None:
+        super().go_on_from(sampler)
+        if type(sampler) is type(self):
+            self._critic = sampler._critic
+
+    def sample(self, obs: Observation, timestep: Timestep) -> Sample:
+        self._obs = obs
+        return super().sample(obs, timestep)
+
+    def act(self, obs: Any, timestep: Timestep) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
+        policy: Any = self.policy
+        begins = self.begins(timestep)
+        self._critic.note(self._obs, begins)
+        goes_on = th.as_tensor(~begins, dtype=th.float32, device=policy.device)[:, None]
+        self._before = self.states.pi[0] * goes_on, self.states.pi[1] * goes_on
+        features = BasePolicy.extract_features(policy, obs, policy.pi_features_extractor)
+        latent, after = policy.lstm_actor(features[None], self._before)
+        self.states = RNNStates(after, after)
+        return self.draw(policy.mlp_extractor.forward_actor(latent[0])), None, None
+
+    def draw(self, latent: th.Tensor) -> th.Tensor:
+        """
+        :param latent: Output of the actor's MLP, shape ``(n_envs, latent_dim)``
+        :return: Actions, shape ``(n_envs, *action_shape)``
+        """
+        actions = self.policy._get_action_dist_from_latent(latent).get_actions()
+        return actions.reshape(-1, *(self.policy.action_space.shape or ()))
+
+    def evaluate_last(self, actor_critic: Any, piece: Any) -> tuple[th.Tensor, th.Tensor]:
+        return evaluate_one_step(actor_critic, piece, self._before, self._critic.before_last())
+
+    def next_values(self, obs: Any) -> th.Tensor:
+        begins = self.begins(self._timestep)
+        goes_on = th.as_tensor(~begins, dtype=th.float32, device=self.policy.device)[:, None]
+        states = self._critic.after_last(begins) or (self.states.pi[0] * goes_on, self.states.pi[1] * goes_on)
+        return self.policy.predict_values(obs, states, th.zeros(self.n_envs, device=self.policy.device))  # type: ignore[call-arg]
+
+
+def evaluate_one_step(
+    actor_critic: Any, piece: Any, of_actor: States, of_critic: States | None
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param actor_critic: The policy on a batch
+    :param piece: One timestep of each environment
+    :param of_actor: The states of the actor before it
+    :param of_critic: The states of the critic; ``None``: those of the actor
+    :return: Values and log-probabilities, shape ``(n_envs,)`` each
+    """
+    states = RNNStates(of_actor, of_actor if of_critic is None else of_critic)
+    values, log_probs, _ = actor_critic.evaluate(SequenceBatch.of(piece, np.ones(len(piece), int), states))
+    return values, log_probs
+
+
+def understands(policy: Any, heads: dict[type, type[Head]] = HEADS) -> bool:
+    """
+    :param policy: A recurrent policy with sb3-contrib's own methods
+    :param heads: The classes of its ``action_dist`` that can be drawn from
+    :return: Whether :class:`RecurrentNumpySampler` can act for it
+    """
+    lstm = policy.lstm_actor
+    return (
+        is_understood(policy, heads)
+        and type(lstm) is nn.LSTM
+        and not (lstm.bidirectional or lstm.batch_first or lstm.proj_size)
+        and not has_own_forward(lstm)
+    )
+
+
+class RecurrentNumpySampler(NumpySampler):
+    """
+    Acts in NumPy, see :class:`~sb3_reinforce.actor_critic.numpy_sampler.NumpySampler`, with one step of the LSTM.
+
+    :param policy: The policy
+    :param n_envs: Number of environments
+    :param rng: Source of the actions' randomness
+    """
+
+    def __init__(self, policy: Any, n_envs: int, rng: np.random.Generator):
+        super().__init__(policy, n_envs, rng)
+        self._lstm: nn.LSTM = policy.lstm_actor
+        self._hidden, self._cell = (
+            [np.zeros((n_envs, self._lstm.hidden_size), np.float32) for _ in range(self._lstm.num_layers)] for _ in range(2)
+        )
+        self._before = ([*self._hidden], [*self._cell])
+        self._critic = CriticMemory(policy, n_envs)
+        self._timestep: Timestep = lambda env_id: 0
+
+    def has_layers_of(self, policy: Any) -> bool:
+        return super().has_layers_of(policy) and policy.lstm_actor is self._lstm
+
+    def acts_as_it_is(self) -> bool:
+        same = self.policy.lstm_actor is self._lstm and not has_own_forward(self._lstm)  # type: ignore[union-attr]
+        return same and super().acts_as_it_is()
+
+    def _memory(self) -> list[int]:
+        return [*super()._memory(), *(parameter.data_ptr() for parameter in self._lstm.parameters())]
+
+    def start_rollout(self) -> None:
+        super().start_rollout()
+        lstm = self._lstm
+        self._weights: list[list[np.ndarray]] = []
+        for layer in lstm.all_weights:
+            weights = [weight.detach().numpy() for weight in layer]  # type: ignore[union-attr]
+            self._weights.append([weights[0].T, weights[1].T, *weights[2:]])
+
+    def go_on_from(self, sampler: PolicySampler | None) -> None:
+        super().go_on_from(sampler)
+        if isinstance(sampler, RecurrentNumpySampler) and [h.shape for h in sampler._hidden] == [h.shape for h in self._hidden]:
+            self._hidden, self._cell, self._critic = sampler._hidden, sampler._cell, sampler._critic
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), "_weights": []}
+
+    def sample(self, obs: Observation, timestep: Timestep) -> Sample:
+        begins = self._begins(timestep)
+        self._critic.note(obs, begins)
+        if begins.any():
+            for states in (*self._hidden, *self._cell):
+                states[begins] = 0.0
+        return super().sample(obs, timestep)
+
+    def _begins(self, timestep: Timestep) -> np.ndarray:
+        self._timestep = timestep
+        return np.fromiter((timestep(env_id) == 0 for env_id in range(self.n_envs)), bool, self.n_envs)
+
+    def inputs(self, obs: Observation) -> np.ndarray:
+        x = super().inputs(obs)
+        self._before = ([*self._hidden], [*self._cell])
+        size = self._lstm.hidden_size
+        for i, (of_input, of_state, *biases) in enumerate(self._weights):
+            gates = x @ of_input
+            gates += self._hidden[i] @ of_state
+            for bias in biases:
+                gates += bias
+            new = np.tanh(gates[:, 2 * size : 3 * size])
+            sigmoid(gates, gates)
+            new *= gates[:, :size]
+            self._cell[i] = gates[:, size : 2 * size] * self._cell[i]
+            self._cell[i] += new
+            x = self._hidden[i] = gates[:, 3 * size :] * np.tanh(self._cell[i])
+        return x
+
+    def evaluate_last(self, actor_critic: Any, piece: Any) -> tuple[th.Tensor, th.Tensor]:
+        return evaluate_one_step(actor_critic, piece, _as_tensors(*self._before), self._critic.before_last())
+
+    def next_values(self, obs: Any) -> th.Tensor:
+        begins = self._begins(self._timestep)
+        states = self._critic.after_last(begins)
+        if states is None:
+            goes_on = ~begins[:, None]
+            states = _as_tensors([h * goes_on for h in self._hidden], [c * goes_on for c in self._cell])
+        return self.policy.predict_values(obs, states, th.zeros(self.n_envs))  # type: ignore[call-arg]
+
+
+def _as_tensors(hidden: list[np.ndarray], cell: list[np.ndarray]) -> States:
+    return th.from_numpy(np.stack(hidden)), th.from_numpy(np.stack(cell))
