@@ -13,7 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from sb3_reinforce.zoo.registration import ALGO, BEST_TRIAL, register
+from sb3_reinforce.maskable.masks import has_masks, mask_source
+from sb3_reinforce.maskable.reinforce import MaskableREINFORCE
+from sb3_reinforce.zoo.registration import BEST_TRIAL, OURS, register
 
 PROG = "sb3-reinforce-zoo"
 # RL Zoo's scripts: functions, and modules that do their work when they are run
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog=PROG,
         usage="%(prog)s VERB ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="RL Zoo with the algorithm `reinforce` in it.\n\nverbs:\n  " + "\n  ".join(VERBS),
+        description="RL Zoo with the algorithms " + ", ".join(OURS) + " in it.\n\nverbs:\n  " + "\n  ".join(VERBS),
         epilog=f"`{PROG} VERB --help` shows RL Zoo's own arguments.",
     )
     if not arguments:
@@ -73,6 +75,8 @@ def _run(verb: str, arguments: list[str]) -> None:
             stack.enter_context(_ffmpeg(required=verb == "record_training" and not {"-h", "--help"} & set(arguments)))
         if verb in ("enjoy", "benchmark", "push_to_hub", "load_from_hub"):
             stack.enter_context(_hub())
+        if verb in ("enjoy", "record_video"):
+            stack.enter_context(_replaced(MaskableREINFORCE, "predict", _predict_with_masks))
         if verb in FUNCTIONS:
             getattr(importlib.import_module(FUNCTIONS[verb]), verb)()
         else:
@@ -84,6 +88,16 @@ def _run(verb: str, arguments: list[str]) -> None:
     if verb == "benchmark" and any(children):
         # RL Zoo skips them
         sys.exit(f"{PROG} benchmark: {sum(map(bool, children))} of {len(children)} evaluations failed, see above.")
+
+
+_predict = MaskableREINFORCE.predict
+
+
+def _predict_with_masks(self: MaskableREINFORCE, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
+    """`predict` for the scripts that play, which know no masks, in the environments that the model was loaded with."""
+    if action_masks is None and has_masks(self.env):
+        action_masks = mask_source(self.env)()  # type: ignore[arg-type]
+    return _predict(self, *args, action_masks=action_masks, **kwargs)
 
 
 def _add_argument(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> argparse.Action:
@@ -202,7 +216,7 @@ def _hub() -> Iterator[None]:
     def save(path: Any, data: dict[str, Any]) -> Any:
         # The model card has just been written, with commands that know only RL Zoo's own algorithms
         card = path.read_text(encoding="utf-8")
-        if f"--algo {ALGO} " in card:
+        if any(f"--algo {algo} " in card for algo in OURS):
             card = card.replace("python -m rl_zoo3.", "python -m sb3_reinforce.zoo ")
             path.write_text(card.replace("pip install rl_zoo3", 'pip install "sb3-reinforce[zoo]"'), encoding="utf-8")
         return save_metadata(path, data)

@@ -1,4 +1,4 @@
-"""Adds ``reinforce`` to RL Zoo's algorithms, in the dictionaries and the class that all its scripts share."""
+"""Adds our algorithms to RL Zoo's, in the dictionaries and the class that all its scripts share."""
 
 import copy
 import functools
@@ -13,13 +13,29 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_reinforce.arguments import check_names
+from sb3_reinforce.arguments import check_names, constructor_arguments
+from sb3_reinforce.maskable.reinforce import MaskableREINFORCE
+from sb3_reinforce.recurrent.maskable import MaskableRecurrentREINFORCE
+from sb3_reinforce.recurrent.reinforce import RecurrentREINFORCE
 from sb3_reinforce.reinforce import REINFORCE
-from sb3_reinforce.zoo.search import convert_reinforce_params, sample_reinforce_params
+from sb3_reinforce.zoo.masked_environments import register_environments
+from sb3_reinforce.zoo.search import (
+    convert_recurrent_params,
+    convert_reinforce_params,
+    sample_recurrent_params,
+    sample_reinforce_params,
+)
 
-ALGO = "reinforce"
+#: Our algorithms, by the names that RL Zoo calls them
+OURS: dict[str, type[REINFORCE]] = {
+    "reinforce": REINFORCE,
+    "reinforce_mask": MaskableREINFORCE,
+    "reinforce_lstm": RecurrentREINFORCE,
+    "reinforce_mask_lstm": MaskableRecurrentREINFORCE,
+}
 # The name of a study's best trial
 BEST_TRIAL = "best"
 # Keys of an entry that RL Zoo uses itself
@@ -39,7 +55,8 @@ _EXP_MANAGER = "rl_zoo3.exp_manager"
 
 def register() -> None:
     """
-    Add REINFORCE to RL Zoo as ``reinforce``. Further calls change nothing.
+    Add REINFORCE to RL Zoo as ``reinforce``, and its variants as ``reinforce_mask``, ``reinforce_lstm`` and
+    ``reinforce_mask_lstm``. Further calls change nothing.
 
     :raises ImportError: If RL Zoo is not installed
     """
@@ -51,9 +68,17 @@ def register() -> None:
         raise ImportError('RL Zoo is not installed, please run `pip install "sb3-reinforce[zoo]"`.') from error
 
     # In place: RL Zoo's scripts import the dictionaries by name. Existing entries stay
-    utils.ALGOS.setdefault(ALGO, REINFORCE)
-    hyperparams_opt.HYPERPARAMS_SAMPLER.setdefault(ALGO, sample_reinforce_params)
-    hyperparams_opt.HYPERPARAMS_CONVERTER.setdefault(ALGO, convert_reinforce_params)
+    for algo, algorithm in OURS.items():
+        is_recurrent = issubclass(algorithm, RecurrentREINFORCE)
+        utils.ALGOS.setdefault(algo, algorithm)
+        sampler, converter = (
+            (sample_recurrent_params, convert_recurrent_params)
+            if is_recurrent
+            else (sample_reinforce_params, convert_reinforce_params)
+        )
+        hyperparams_opt.HYPERPARAMS_SAMPLER.setdefault(algo, sampler)
+        hyperparams_opt.HYPERPARAMS_CONVERTER.setdefault(algo, converter)
+    register_environments()
 
     exp_manager = sys.modules.get(_EXP_MANAGER)
     if exp_manager is None:
@@ -67,14 +92,15 @@ def register() -> None:
         exp_manager.__class__ = _ExtendedOnFirstUse
 
 
-def default_config() -> Path:
+def default_config(algo: str = "reinforce") -> Path:
     """
-    :return: The file of hyperparameters that is used unless the user names another
+    :param algo: One of our algorithms
+    :return: The file of its hyperparameters that is used unless the user names another
     """
     package = Path(__file__).parent.parent
-    shipped = package / "zoo_configs" / f"{ALGO}.yml"
+    shipped = package / "zoo_configs" / f"{algo}.yml"
     # In a checkout the file is beside the package
-    return shipped if shipped.is_file() else package.parent / "zoo_configs" / f"{ALGO}.yml"
+    return shipped if shipped.is_file() else package.parent / "zoo_configs" / f"{algo}.yml"
 
 
 class _ExtendedOnFirstUse(ModuleType):
@@ -105,6 +131,8 @@ def _extend(manager: Any) -> None:
     manager.load_trial = _with_best_trial(manager.load_trial)
     manager._preprocess_hyperparams = _with_own_keys(manager._preprocess_hyperparams)
     manager.objective = _with_drawn_gamma(manager.objective)
+    manager.create_callbacks = _with_masks(manager.create_callbacks, "EvalCallback", MaskableEvalCallback)
+    manager.objective = _with_masks(manager.objective, "TrialEvalCallback", _trial_callback())
     manager.hyperparameters_optimization = _with_prepared_storage(manager.hyperparameters_optimization)
 
 
@@ -114,8 +142,8 @@ def _with_default_config(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        if self.algo == ALGO and not signature.bind(self, *args, **kwargs).arguments.get("config"):
-            self.config = str(default_config())
+        if self.algo in OURS and not signature.bind(self, *args, **kwargs).arguments.get("config"):
+            self.config = str(default_config(self.algo))
 
     return wrapper
 
@@ -124,7 +152,7 @@ def _with_any_trial(read_hyperparameters: Callable[..., Any]) -> Callable[..., A
     @functools.wraps(read_hyperparameters)
     def wrapper(self: Any) -> Any:
         # Without this check RL Zoo would go on without the study
-        if self.trial_id == BEST_TRIAL or (self.algo == ALGO and self.trial_id is not None):
+        if self.trial_id == BEST_TRIAL or (self.algo in OURS and self.trial_id is not None):
             if not (self.storage and self.study_name):
                 raise ValueError(
                     f"`--trial-id {self.trial_id}` is a trial of a study: please pass its `--storage` and `--study-name` too."
@@ -146,7 +174,7 @@ def _with_best_trial(load_trial: Callable[..., dict[str, Any]]) -> Callable[...,
         try:
             return load_trial(self, storage, study_name, trial_id, convert)
         except (IndexError, KeyError) as error:
-            if self.algo != ALGO:
+            if self.algo not in OURS:
                 raise
             missing = "no such study" if isinstance(error, KeyError) else f"no trial {trial_id} in the study"
             raise ValueError(f"There is {missing}: {study_name!r} in {storage!r}.") from error
@@ -157,7 +185,7 @@ def _with_best_trial(load_trial: Callable[..., dict[str, Any]]) -> Callable[...,
 def _with_own_keys(preprocess: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(preprocess)
     def wrapper(self: Any, hyperparams: dict[str, Any]) -> Any:
-        if self.algo != ALGO:
+        if self.algo not in OURS:
             return preprocess(self, hyperparams)
         hyperparams = _preprocess_own_keys(self, hyperparams)
         # RL Zoo makes the schedule of `learning_rate` itself, and does not accept a finished one
@@ -183,10 +211,10 @@ def _preprocess_own_keys(manager: Any, hyperparams: dict[str, Any]) -> dict[str,
     from rl_zoo3.utils import ALGOS
 
     algorithm = ALGOS[manager.algo]
-    parameters = inspect.signature(algorithm).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(algorithm).parameters.values())
+    if algorithm is OURS[manager.algo] or not takes_any:
         # Here, before a folder is made: the error is the same for a new run, a resumed run and a search
-        check_names(hyperparams, [*parameters, *ZOO_KEYS], algorithm.__name__)
+        check_names(hyperparams, [*constructor_arguments(algorithm), *ZOO_KEYS], algorithm.__name__)
     for key in ("learning_rate", "critic_learning_rate", "target_kl"):
         value = hyperparams.get(key)
         if value is None:
@@ -209,10 +237,37 @@ def _preprocess_own_keys(manager: Any, hyperparams: dict[str, Any]) -> dict[str,
     return hyperparams
 
 
+def _trial_callback() -> type:
+    from rl_zoo3.callbacks import TrialEvalCallback
+
+    class MaskableTrialEvalCallback(TrialEvalCallback, MaskableEvalCallback):
+        """Reports the evaluations of a trial, which get the masks."""
+
+    return MaskableTrialEvalCallback
+
+
+def _with_masks(method: Callable[..., Any], name: str, callback: type) -> Callable[..., Any]:
+    """RL Zoo's method, with another callback of that name for algorithms whose evaluations need masks."""
+
+    @functools.wraps(method)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not issubclass(OURS.get(self.algo, REINFORCE), MaskableREINFORCE):
+            return method(self, *args, **kwargs)
+        module = sys.modules[_EXP_MANAGER]
+        before = getattr(module, name)
+        setattr(module, name, callback)
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            setattr(module, name, before)
+
+    return wrapper
+
+
 def _with_drawn_gamma(objective: Callable[..., float]) -> Callable[..., float]:
     @functools.wraps(objective)
     def wrapper(self: Any, trial: Any) -> float:
-        if self.algo == ALGO and self.normalize:
+        if self.algo in OURS and self.normalize:
             # The reward is scaled with the discount factor of the trial, as in later training from this trial.
             # The sampler may be called twice: a trial gives the same values.
             from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
@@ -229,7 +284,7 @@ def _with_drawn_gamma(objective: Callable[..., float]) -> Callable[..., float]:
 def _with_prepared_storage(optimize: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(optimize)
     def wrapper(self: Any) -> None:
-        if self.algo == ALGO and self.storage is not None and not self.storage.endswith(".log"):
+        if self.algo in OURS and self.storage is not None and not self.storage.endswith(".log"):
             _create_tables(self.storage)
         optimize(self)
 

@@ -99,3 +99,40 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         "complete_episodes": True,
         "policy_kwargs": policy_kwargs,
     }
+
+
+def sample_recurrent_params(
+    trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    Sampler for the hyperparams of a recurrent policy: those of REINFORCE, and those of the LSTM.
+
+    :param trial: The trial to draw for
+    :param n_actions: Number of dimensions of a continuous action, 0 for other actions
+    :param n_envs: Number of training environments
+    :param additional_args: RL Zoo's information about replay buffers
+    :return: Arguments of the algorithm
+    """
+    hyperparams = sample_reinforce_params(trial, n_actions, n_envs, additional_args)
+    lstm = {
+        "lstm_hidden_size": trial.suggest_categorical("lstm_hidden_size", [16, 32, 64, 128, 256]),
+        "enable_critic_lstm": trial.suggest_categorical("enable_critic_lstm", [False, True]),
+    }
+    return {**hyperparams, "policy_kwargs": {**hyperparams["policy_kwargs"], **lstm}}
+
+
+def convert_recurrent_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    Turn the parameters of a trial, as the study stores them, into arguments of the algorithm.
+
+    :param sampled_params: Parameters of a trial
+    :return: The arguments of the algorithm with which the trial was run
+    :raises ValueError: If the parameters are not those of a trial of this algorithm
+    """
+    others = dict(sampled_params)
+    try:
+        lstm = {name: others.pop(name) for name in ("lstm_hidden_size", "enable_critic_lstm")}
+    except KeyError as error:
+        raise ValueError(f"The trial was not drawn by this algorithm's sampler, or not to its end: it has no {error}.") from error
+    hyperparams = convert_reinforce_params(others)
+    return {**hyperparams, "policy_kwargs": {**hyperparams["policy_kwargs"], **lstm}}
