@@ -75,8 +75,8 @@ def _run(verb: str, arguments: list[str]) -> None:
             stack.enter_context(_ffmpeg(required=verb == "record_training" and not {"-h", "--help"} & set(arguments)))
         if verb in ("enjoy", "benchmark", "push_to_hub", "load_from_hub"):
             stack.enter_context(_hub())
-        if verb in ("enjoy", "record_video"):
-            stack.enter_context(_replaced(MaskableREINFORCE, "predict", _predict_with_masks))
+        if verb in ("enjoy", "record_video", "push_to_hub"):
+            stack.enter_context(_masks_when_playing())
         if verb in FUNCTIONS:
             getattr(importlib.import_module(FUNCTIONS[verb]), verb)()
         else:
@@ -90,14 +90,27 @@ def _run(verb: str, arguments: list[str]) -> None:
         sys.exit(f"{PROG} benchmark: {sum(map(bool, children))} of {len(children)} evaluations failed, see above.")
 
 
-_predict = MaskableREINFORCE.predict
+@contextlib.contextmanager
+def _masks_when_playing() -> Iterator[None]:
+    """The scripts that play know no masks: have `predict` read them from the environment that the script has made."""
+    utils = importlib.import_module("rl_zoo3.utils")
+    create, predict, played = utils.create_test_env, MaskableREINFORCE.predict, []
 
+    def create_test_env(*args: Any, **kwargs: Any) -> Any:
+        played[:] = [create(*args, **kwargs)]
+        return played[0]
 
-def _predict_with_masks(self: MaskableREINFORCE, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
-    """`predict` for the scripts that play, which know no masks, in the environments that the model was loaded with."""
-    if action_masks is None and has_masks(self.env):
-        action_masks = mask_source(self.env)()  # type: ignore[arg-type]
-    return _predict(self, *args, action_masks=action_masks, **kwargs)
+    def predict_with_masks(self: MaskableREINFORCE, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
+        if action_masks is None and played and has_masks(played[0]):
+            action_masks = mask_source(played[0])()
+        return predict(self, *args, action_masks=action_masks, **kwargs)
+
+    with contextlib.ExitStack() as stack:
+        for name in ("rl_zoo3", "rl_zoo3.utils", "rl_zoo3.enjoy"):  # each has a name of its own for the function
+            if (module := sys.modules.get(name)) is not None:
+                stack.enter_context(_replaced(module, "create_test_env", create_test_env))
+        stack.enter_context(_replaced(MaskableREINFORCE, "predict", predict_with_masks))
+        yield
 
 
 def _add_argument(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> argparse.Action:
