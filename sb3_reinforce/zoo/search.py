@@ -133,6 +133,8 @@ def convert_recurrent_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     try:
         lstm = {name: others.pop(name) for name in ("lstm_hidden_size", "enable_critic_lstm")}
     except KeyError as error:
-        raise ValueError(f"The trial was not drawn by this algorithm's sampler, or not to its end: it has no {error}.") from error
+        raise ValueError(
+            f"The trial was not drawn by this algorithm's sampler, or not to its end: it has no {error}."
+        ) from error
     hyperparams = convert_reinforce_params(others)
     return {**hyperparams, "policy_kwargs": {**hyperparams["policy_kwargs"], **lstm}}
