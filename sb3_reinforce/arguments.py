@@ -86,7 +86,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     get = arguments.__getitem__
     check_positive_int("batch_size", get("batch_size"))
     check_positive_int("n_critic_updates", get("n_critic_updates"), least=0)
-    for name in ("cg_max_steps", "sub_sampling_factor"):
+    for name in ("group_size", "cg_max_steps", "sub_sampling_factor"):
         check_positive_int(name, get(name))
     for name in ("n_steps", "n_episodes", "horizon"):
         if get(name) is not None:
@@ -220,6 +220,21 @@ def _check_combinations(get: Callable[[str], Any]) -> None:
             "`n_episodes` counts whole episodes and needs complete_episodes=True, "
             f"got n_episodes={get('n_episodes')} with complete_episodes=False."
         )
+    if get("group_size") > 1 and get("n_episodes") != 1:
+        raise ValueError(
+            f"`group_size` above 1 needs n_episodes=1, as later episodes begin differently, got group_size={get('group_size')} "
+            f"with n_episodes={get('n_episodes')}."
+        )
+
+
+def check_divides_environments(group_size: int, n_envs: int) -> None:
+    """
+    :param group_size: Number of environments in a group
+    :param n_envs: Number of environments
+    :raises ValueError: If they do not divide into such groups
+    """
+    if n_envs % group_size:
+        raise ValueError(f"`group_size` must divide the number of environments, got {group_size} with {n_envs} environments.")
 
 
 def check_holds_two_episodes(n_envs: int, n_steps: int, n_episodes: int | None, baseline: object) -> None:

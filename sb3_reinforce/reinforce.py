@@ -86,6 +86,9 @@ class REINFORCE(OnPolicyAlgorithm):
         ``"value"``, the policy's critic before it is fitted to this batch; a callable
         ``baseline(returns, timesteps, episode_ids)`` of flat float arrays, one number per recorded timestep, that returns
         an array of that shape; or an instance of a :class:`sb3_reinforce.Baseline`
+    :param group_size: So many environments at a time are reset with the same seed, a fresh one per group and update, so that they
+        make several attempts at the same instance; ``"mean"``, ``"leave_one_out"`` and ``"linear"`` are then computed within
+        each group. Needs ``n_episodes=1``, and a number of environments that it divides
     :param complete_episodes: ``False``: SB3's rollouts of ``n_steps``, whose unfinished tails are bootstrapped with the
         critic
     :param horizon: The length of the longest episode that is recorded. An episode that is still running then is treated as
@@ -187,6 +190,7 @@ class REINFORCE(OnPolicyAlgorithm):
         gae_lambda: float = 1.0,
         reward_to_go: bool = True,
         baseline: str | Baseline | BaselineFunction | None = "value",
+        group_size: int = 1,
         complete_episodes: bool = True,
         horizon: int | None = None,
         bootstrap_on_truncation: bool = True,
@@ -246,6 +250,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.batch_size = batch_size
         self.reward_to_go = reward_to_go
         self.baseline = baseline
+        self.group_size = group_size
         self.complete_episodes = complete_episodes
         self.horizon = horizon
         self.bootstrap_on_truncation = bootstrap_on_truncation
@@ -305,6 +310,7 @@ class REINFORCE(OnPolicyAlgorithm):
             arguments.check_holds_two_episodes(
                 self.env.num_envs * n_launched(), self.steps_per_environment, self.n_episodes, self.baseline
             )
+        arguments.check_divides_environments(self.group_size, self.env.num_envs)
         baseline.check(self.env, get_flattened_obs_dim(self.env.observation_space))
 
     def set_random_seed(self, seed: int | None = None) -> None:

@@ -76,7 +76,8 @@ class GradientMonitor(BaseCallback):
     - ``gradient/cosine``: the cosine between the gradients of the even and of the odd groups of episodes;
     - ``gradient/variance_ratio_<baseline>`` with ``compare_baselines``: the trace of the covariance on this batch with
       that baseline, divided by the present trace. ``none``, ``mean``, ``leave_one_out``, ``linear``, and ``value`` if the
-      critic is trained; with ``_whole_episode`` (or ``_reward_to_go``) appended for the other kind of returns. If the
+      critic is trained; with ``_whole_episode`` (or ``_reward_to_go``) appended for the other kind of returns. With a
+      ``group_size``, those of the batch are computed within the groups, and with ``_ungrouped`` over all episodes. If the
       advantages are normalized, those under other baselines are centred, but keep the present
       scale, so that the same gradient is compared with more or less noise. Reward-to-go and whole episodes
       have the same expectation only with ``gamma=1`` or ``discount_state_distribution=True``.
@@ -152,10 +153,11 @@ class GradientMonitor(BaseCallback):
         assert isinstance(self.model, REINFORCE)
         batch = coming_batch(self.model)
         episodes = batch.episodes
-        if episodes is None or len(episodes) < 2:  # `None` if a user's buffer may leave timesteps out
+        # `None` if a user's buffer may leave timesteps out
+        if episodes is None or len(episodes) < 2 * self.model.group_size:
             return
         weightings = {"": present_weighting(self.model, batch), **self._alternatives(self.model, batch)}
-        groups, sizes = divide(episodes, self.max_groups)
+        groups, sizes = divide(episodes, self.max_groups, self.model.group_size)
         noises = measure_noise(
             self.model.actor_critic,
             batch,
@@ -177,10 +179,10 @@ class GradientMonitor(BaseCallback):
         result, present = {}, type(make_baseline(model.baseline))
         for reward_to_go in (True, False):
             suffix = "" if reward_to_go == model.reward_to_go else "_reward_to_go" if reward_to_go else "_whole_episode"
-            for name, baseline in _comparable_baselines(model).items():
-                if suffix == "" and type(baseline) is present:
+            for name, (baseline, group_size) in _comparable_baselines(model).items():
+                if suffix == "" and type(baseline) is present and group_size == model.group_size:
                     continue
-                advantages = advantages_under(buffer, baseline, reward_to_go, model.only_earlier_episodes)
+                advantages = advantages_under(buffer, baseline, reward_to_go, model.only_earlier_episodes, group_size)
                 if deviation is not None:
                     advantages = (advantages - advantages.mean()) / (deviation + 1e-8)
                 tensor = th.as_tensor(advantages, dtype=th.float32, device=model.device)
@@ -308,7 +310,8 @@ def coming_batch(model: REINFORCE) -> Batch:
     return read_in_order(model.rollout_buffer, model.action_space)
 
 
-def _comparable_baselines(model: REINFORCE) -> dict[str | None, Baseline]:
+def _comparable_baselines(model: REINFORCE) -> dict[str | None, tuple[Baseline, int]]:
+    """The baselines, and the size of the groups that each is computed in, by name."""
     found: dict[str | None, Baseline] = {name: kind() for name, kind in NAMED.items()}
     try:
         found["linear"].check(model.env, get_flattened_obs_dim(model.observation_space))
@@ -317,7 +320,10 @@ def _comparable_baselines(model: REINFORCE) -> dict[str | None, Baseline]:
     # An untrained critic tells nothing, and TD(lambda) targets are not returns
     if not model.uses_critic or model.gae_lambda < 1.0:
         del found["value"]
-    return found
+    result = {name: (baseline, model.group_size) for name, baseline in found.items()}
+    if model.group_size > 1:
+        result.update({f"{name}_ungrouped": (one, 1) for name, one in found.items() if one.within_groups})
+    return result
 
 
 def present_weighting(model: REINFORCE, batch: Batch) -> Weighting:

@@ -149,17 +149,19 @@ def _products(a: th.Tensor, b: th.Tensor) -> np.ndarray:
     return np.array([th.sum((x * y).cpu(), dtype=th.float64).item() for x, y in zip(a, b, strict=True)])
 
 
-def divide(episodes: Episodes, max_groups: int) -> tuple[list[slice], np.ndarray]:
+def divide(episodes: Episodes, max_groups: int, together: int = 1) -> tuple[list[slice], np.ndarray]:
     """
     Divide the episodes, in their order, into groups with nearly equal numbers of episodes.
 
     :param episodes: The episodes of a rollout
     :param max_groups: The largest number of groups; with fewer episodes, each is a group of its own
+    :param together: So many episodes at a time depend on each other, and stay together
     :return: The timesteps of each group, and its number of episodes, shape ``(n_groups,)``
     """
-    n_episodes = len(episodes.lengths)
-    n_groups = min(max_groups, n_episodes)
-    bounds = np.arange(n_groups + 1) * n_episodes // n_groups
+    n_units = max(1, len(episodes.lengths) // together)
+    n_groups = min(max_groups, n_units)
+    bounds = np.arange(n_groups + 1) * n_units // n_groups * together
+    bounds[-1] = len(episodes.lengths)
     rows = np.append(0, np.cumsum(episodes.lengths))[bounds].tolist()
     return [slice(first, stop) for first, stop in pairwise(rows)], np.diff(bounds)
 

@@ -6,8 +6,9 @@ expectation of the estimate unchanged (Williams, 1992; Sutton and Barto, 2018, s
 To add one, write a subclass of :class:`Baseline` and pass an instance as the argument ``baseline`` of REINFORCE.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class EpisodeReturns:
         the timesteps
     :param only_earlier_episodes: Whether an episode's baseline must not contain the later episodes of the same environment,
         because the length of this episode decides whether they are played
+    :param group_size: So many environments at a time have started from the same seed
     """
 
     returns: np.ndarray
@@ -42,6 +44,7 @@ class EpisodeReturns:
     values: np.ndarray
     features: np.ndarray | None = None
     only_earlier_episodes: bool = False
+    group_size: int = 1
 
     def samples(self, array: np.ndarray) -> np.ndarray:
         """
@@ -58,6 +61,22 @@ class EpisodeReturns:
         """
         return of_samples if self.reward_to_go else np.repeat(of_samples, self.episodes.lengths)
 
+    def groups(self) -> Iterator[tuple[slice, "EpisodeReturns"]]:
+        """
+        :return: For each group of environments its timesteps, and the returns of its episodes alone
+        """
+        group_ids = self.episodes.env_ids // self.group_size
+        bounds = np.append(0, np.cumsum(self.episodes.lengths))[np.searchsorted(group_ids, [*np.unique(group_ids), np.inf])]
+        for first, stop in pairwise(bounds.tolist()):
+            rows = slice(first, stop)
+            episodes = self.episodes.within(rows)
+            assert episodes is not None
+            features = None if self.features is None else self.features[rows]
+            own = replace(
+                self, returns=self.returns[rows], episodes=episodes, values=self.values[rows], features=features, group_size=1
+            )
+            yield rows, own
+
 
 class Baseline:
     """
@@ -71,6 +90,8 @@ class Baseline:
     over_batch = True
     #: Whether it is computed from the other episodes, so that an update must be able to hold two episodes
     of_others = False
+    #: Whether it is computed within each group of environments that have started from the same seed
+    within_groups = False
 
     def check(self, env: Any, observation_size: int) -> None:
         """
@@ -111,6 +132,8 @@ class NoBaseline(Baseline):
 class Mean(Baseline):
     """``baseline="mean"``, see :func:`mean`: over the timesteps, or over the episodes if each has one return."""
 
+    within_groups = True
+
     def __call__(self, episodes: EpisodeReturns) -> np.ndarray:
         return episodes.at_timesteps(mean(episodes.samples(episodes.returns)))
 
@@ -119,6 +142,7 @@ class LeaveOneOut(Baseline):
     """``baseline="leave_one_out"``, see :func:`leave_one_out`."""
 
     of_others = True
+    within_groups = True
 
     def __call__(self, episodes: EpisodeReturns) -> np.ndarray:
         returns = episodes.samples(episodes.returns)
@@ -131,6 +155,7 @@ class Linear(Baseline):
     """``baseline="linear"``, see :func:`sb3_reinforce.monte_carlo.linear.linear`."""
 
     of_others = True
+    within_groups = True
 
     def check(self, env: Any, observation_size: int) -> None:
         if observation_size > MAX_LINEAR_NUMBERS:
@@ -209,6 +234,11 @@ def evaluate(baseline: Baseline, episodes: EpisodeReturns) -> np.ndarray:
     :return: Its value at each timestep, shape ``(n_timesteps,)``, float64
     :raises ValueError: If a user's own baseline does not return finite numbers of that shape
     """
+    if baseline.within_groups and episodes.group_size > 1:
+        result = np.empty(len(episodes.returns))
+        for rows, own in episodes.groups():
+            result[rows] = evaluate(baseline, own)
+        return result
     if type(baseline) in NAMED.values():
         return baseline(episodes)
     returns, values = (np.array(array, dtype=np.float64) for array in (episodes.returns, episodes.values))

@@ -31,6 +31,7 @@ class AdvantageEstimator:
     :param bootstrap_on_truncation: Whether the critic estimates the return that follows a truncated episode
     :param only_earlier_episodes: Whether the later episodes of an environment depend on the earlier ones
     :param workers: The workers, over whose episodes a baseline of the batch is computed
+    :param group_size: So many environments at a time have started from the same seed
     """
 
     baseline: Baseline
@@ -38,6 +39,7 @@ class AdvantageEstimator:
     bootstrap_on_truncation: bool
     only_earlier_episodes: bool
     workers: Alone
+    group_size: int = 1
 
     @classmethod
     def of(cls, model: Any) -> "AdvantageEstimator":
@@ -51,6 +53,7 @@ class AdvantageEstimator:
             model.bootstrap_on_truncation,
             model.only_earlier_episodes,
             model.workers,
+            model.group_size,
         )
 
     def fill(
@@ -113,8 +116,9 @@ class AdvantageEstimator:
         if not self.reward_to_go:
             returns = whole_episode_returns(returns, buffer.episodes)
         baseline, only_earlier = self.baseline, self.only_earlier_episodes
+        features = baseline.features(buffer)
         own = EpisodeReturns(
-            returns, self.reward_to_go, buffer.episodes, buffer.values, baseline.features(buffer), only_earlier
+            returns, self.reward_to_go, buffer.episodes, buffer.values, features, only_earlier, self.group_size
         )
         # The episodes that the baseline is computed over; the critic needs no others
         of_workers = self.workers.gather(own) if baseline.over_batch else [own]
@@ -201,7 +205,11 @@ def _join(of_workers: Sequence[EpisodeReturns]) -> EpisodeReturns:
 
 
 def advantages_under(
-    buffer: EpisodeRolloutBuffer, baseline: Baseline, reward_to_go: bool, only_earlier_episodes: bool
+    buffer: EpisodeRolloutBuffer,
+    baseline: Baseline,
+    reward_to_go: bool,
+    only_earlier_episodes: bool,
+    group_size: int = 1,
 ) -> np.ndarray:
     """
     The advantages that an evaluated rollout would have had under another baseline.
@@ -210,8 +218,10 @@ def advantages_under(
     :param baseline: The other baseline
     :param reward_to_go: Whether the advantages should be those of the returns-to-go or of whole episodes
     :param only_earlier_episodes: Whether the later episodes of an environment depend on the earlier ones
+    :param group_size: So many environments at a time have started from the same seed, within which such a baseline is computed
     :return: Shape ``(n_timesteps,)``; nothing in the buffer changes
     """
     # Without the critic, the return of an episode that was cut ends with nothing
     returns = buffer.returns if baseline.uses_critic else returns_to_go(buffer.rewards, buffer.gamma, buffer.episodes)
-    return AdvantageEstimator(baseline, reward_to_go, False, only_earlier_episodes, ALONE).from_returns(buffer, returns)
+    estimator = AdvantageEstimator(baseline, reward_to_go, False, only_earlier_episodes, ALONE, group_size)
+    return estimator.from_returns(buffer, returns)

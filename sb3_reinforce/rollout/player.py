@@ -15,6 +15,7 @@ from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.distributed import Report
 from sb3_reinforce.rollout.advantages import AdvantageEstimator
 from sb3_reinforce.rollout.episode_infos import info_of_cut_episode
+from sb3_reinforce.rollout.groups import check_alike, reset_with_seeds, seeds_of_groups
 from sb3_reinforce.rollout.limits import EpisodeLimits
 from sb3_reinforce.rollout.recorder import CompleteEpisodes, FixedLength, Recorder
 
@@ -36,13 +37,14 @@ class Player:
         # Timestep that each environment has reached in an episode that the next rollout continues
         self._reached_timesteps: list[int] = []
         self._n_timesteps_before = 0
+        self._group_seed: int | None = None
         self._discounts = (model.gamma, model.gae_lambda)
 
     def seed(self, seed: int) -> None:
         """
         :param seed: The seed of the actions
         """
-        self._rng, self._sampler = np.random.default_rng(seed), None
+        self._rng, self._sampler, self._group_seed = np.random.default_rng(seed), None, None
 
     def begin(self, buffer: RolloutBuffer) -> None:
         """
@@ -71,11 +73,27 @@ class Player:
             reached = self._reached_timesteps if same else [0] * env.num_envs
             first = [0 if starts else t for starts, t in zip(model._last_episode_starts, reached, strict=True)]
             return FixedLength(env.num_envs, n_steps, first)
-        if not model._last_episode_starts.all():
+        if model.group_size > 1:
+            model._last_obs = self._reset_groups(env)
+        elif not model._last_episode_starts.all():
             model._last_obs = env.reset()
-            model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+        model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         cuts_expected = self.limits.read(env, model.horizon)
         return CompleteEpisodes(env.num_envs, n_steps, model.n_episodes, self.limits.horizons, cuts_expected)
+
+    def _reset_groups(self, env: VecEnv) -> Any:
+        """Start the episodes of each group from the same seed, a fresh one in each update."""
+        model = self.model
+        n_groups = env.num_envs // model.group_size
+        counts = model.workers.gather(n_groups)
+        first = sum(counts[: model.workers.rank])
+        if self._group_seed is None:
+            own = model.seed if model.seed is not None else int(th.randint(2**31, (1,)))
+            self._group_seed = model.workers.gather(own)[0]
+        seeds = seeds_of_groups(self._group_seed, model._n_updates, range(first, first + n_groups), model.group_size)
+        observations = reset_with_seeds(env, seeds)
+        check_alike(observations, model.group_size)
+        return observations
 
     def start_sampler(self, env: VecEnv) -> PolicySampler:
         """

@@ -1,0 +1,55 @@
+"""Environments that start their episodes from the same seed, so that several attempts are made at the same instance."""
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+
+from sb3_reinforce.actor_critic.sampler import Observation
+
+
+def seeds_of_groups(base: int, n_updates: int, groups: range, group_size: int) -> list[int]:
+    """
+    :param base: The model's seed
+    :param n_updates: Number of updates so far
+    :param groups: The numbers of this worker's groups among those of all workers
+    :param group_size: Number of environments in a group
+    :return: The seed of each environment, the same within a group
+    """
+    drawn = [int(np.random.SeedSequence((base, n_updates, group)).generate_state(1)[0]) % 2**31 for group in groups]
+    return [seed for seed in drawn for _ in range(group_size)]
+
+
+def reset_with_seeds(env: VecEnv, seeds: list[int]) -> Any:
+    """
+    :param env: Environments
+    :param seeds: The seed of each
+    :return: Their first observations
+    """
+    inner: Any = env
+    while isinstance(inner, VecEnvWrapper):
+        inner = inner.venv
+    inner.seed(seeds[0])  # makes whatever such an environment keeps its seeds in
+    inner._seeds = list(seeds)
+    return env.reset()
+
+
+def check_alike(observations: Observation, group_size: int) -> None:
+    """
+    :param observations: The first observations of all environments
+    :param group_size: Number of environments in a group
+    :raises ValueError: If they differ within a group
+    """
+    parts = observations.values() if isinstance(observations, dict) else [observations]
+    for part in parts:
+        by_group = part.reshape(-1, group_size, *part.shape[1:])
+        same = (by_group == by_group[:, :1]) | ((by_group != by_group) & (by_group[:, :1] != by_group[:, :1]))
+        alike = same.reshape(len(part), -1).all(axis=1)
+        if not alike.all():
+            env_id = int(alike.argmin())
+            first = env_id - env_id % group_size
+            raise ValueError(
+                f"`group_size={group_size}` needs environments that begin alike when they are reset with the same seed, got "
+                f"different first observations of the environments {first} and {env_id}: `reset(seed=...)` must draw all that "
+                "differs between episodes from the seed, as with `super().reset(seed=seed)` and `self.np_random`."
+            )
