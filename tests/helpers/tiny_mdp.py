@@ -95,8 +95,8 @@ class Trajectory(NamedTuple):
         return [sum(gamma ** (k - t) * self.rewards[k] for k in range(t, len(self.rewards))) for t in range(len(self.rewards))]
 
 
-def trajectories(horizon: int | None = None) -> list[Trajectory]:
-    """All episodes, each cut after ``horizon`` steps."""
+def trajectories(horizon: int | None = None, start: int = 0) -> list[Trajectory]:
+    """All episodes from a state, each cut after ``horizon`` steps."""
 
     def extend(state: int, so_far: Trajectory) -> Iterator[Trajectory]:
         for action in range(N_ACTIONS):
@@ -113,7 +113,7 @@ def trajectories(horizon: int | None = None) -> list[Trajectory]:
                 else:
                     yield from extend(outcome.next_state, longer)
 
-    return list(extend(0, Trajectory([], [], [], 1.0, None)))
+    return list(extend(start, Trajectory([], [], [], 1.0, None)))
 
 
 class LinearPolicy:
