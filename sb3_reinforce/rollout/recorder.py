@@ -54,7 +54,8 @@ class Recorder:
         self.next_timesteps: list[int] = []
         #: Indices of the environments that still record; a new array whenever it changes
         self.recording = np.arange(n_envs)
-        self._starts = [0] * n_envs
+        self._is_recording = np.ones(n_envs, dtype=bool)
+        self._starts = np.zeros(n_envs, dtype=int)
         self._first_timesteps = [0] * n_envs
         # Vector step at which each environment's episode began, recorded or not; negative: before the rollout
         self._began = [0] * n_envs
@@ -82,7 +83,7 @@ class Recorder:
         raise NotImplementedError()
 
     def _end_episode(self, env_id: int, final_observation: Observation | None, unfinished: bool = False) -> None:
-        start, first_timestep = self._starts[env_id], self._first_timesteps[env_id]
+        start, first_timestep = int(self._starts[env_id]), self._first_timesteps[env_id]
         self.episodes.append(
             RecordedEpisode(env_id, start, self.n_vector_steps, first_timestep, final_observation, unfinished)
         )
@@ -120,31 +121,32 @@ class CompleteEpisodes(Recorder):
         self.cuts_expected = cuts_expected
         self.n_steps = n_steps
         self.n_episodes = n_episodes
-        self.horizons = horizons
         self._n_played = [0] * n_envs
+        self._horizons = np.array(horizons)
         self._next_cut = min(horizons)
 
     def advance(self, dones: np.ndarray, infos: Sequence[dict[str, Any]], new_obs: Observation) -> None:
         self.n_vector_steps += 1
-        # This runs at every step, and at most steps there is nothing to do
+        # This runs at every step, and at most steps there is nothing to do: no work for each environment that goes on
         if self.n_vector_steps < self._next_cut and not np.count_nonzero(dones):
             return
+        n_recording = np.count_nonzero(self._is_recording)
         for env_id in np.flatnonzero(dones).tolist():
             self._began[env_id] = self.n_vector_steps
-        still_recording = []
-        for env_id in self.recording.tolist():
-            if dones[env_id]:
+            if self._is_recording[env_id]:
                 self._end_episode(env_id, truncation_observation(infos[env_id]))
                 self._n_played[env_id] += 1
-            elif self.n_vector_steps - self._starts[env_id] >= self.horizons[env_id]:
+                self._is_recording[env_id] = not self._has_quota(env_id)
+        if self.n_vector_steps >= self._next_cut:
+            too_long = self._is_recording & (self.n_vector_steps - self._starts >= self._horizons)
+            for env_id in np.flatnonzero(too_long).tolist():
                 self._end_episode(env_id, row(new_obs, env_id))
                 self.cut.append(env_id)
-                continue
-            if not dones[env_id] or not self._has_quota(env_id):
-                still_recording.append(env_id)
-        if len(still_recording) < len(self.recording):
-            self.recording = np.array(still_recording, dtype=int)
-        self._next_cut = min((self._starts[i] + self.horizons[i] for i in still_recording), default=0)
+                self._is_recording[env_id] = False
+        if np.count_nonzero(self._is_recording) < n_recording:
+            self.recording = np.flatnonzero(self._is_recording)
+        ends = (self._starts + self._horizons)[self.recording]
+        self._next_cut = int(ends.min()) if len(ends) else 0
 
     def _has_quota(self, env_id: int) -> bool:
         if self.n_episodes is not None:
