@@ -1,0 +1,215 @@
+"""What the adapters of all kinds of vector environments have in common."""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from sb3_reinforce.envs.access import Access
+from sb3_reinforce.envs.batches import ObservationBatch, as_numpy, check_spaces
+from sb3_reinforce.envs.infos import Rows, split, without_final
+from sb3_reinforce.envs.statistics import EpisodeStatistics
+
+
+class VectorEnvAdapter(VecEnv):
+    """
+    The base of the adapters: SB3's interface over a vector environment, with one step in Python for all environments.
+
+    ``has_dead_steps`` says whether a step is lost after each episode, as known since the first ``reset``. The infos of such
+    steps hold ``dead_step``, and the first one warns, unless ``warns_of_dead_steps`` was set to ``False`` by an algorithm that
+    leaves them out.
+
+    :param venv: The vector environment
+    :param observation_space: The observation space of one environment
+    :param action_space: The action space of one environment
+    :raises ValueError: If SB3 does not support the spaces, or if there is no environment
+    """
+
+    def __init__(self, venv: Any, observation_space: gym.Space, action_space: gym.Space):
+        check_spaces(observation_space, action_space)
+        n_envs = int(venv.num_envs)
+        if n_envs < 1:
+            raise ValueError(f"A vector environment must have at least one environment, got {n_envs}.")
+        self.venv = venv
+        self.has_dead_steps = False
+        self.warns_of_dead_steps = True
+        self._access = Access(venv)
+        self._batch = ObservationBatch(observation_space)
+        self._statistics = EpisodeStatistics(n_envs)
+        self._copies_observations = True
+        self._actions: Any = None
+        # The environments whose next step is dead; ``None`` as long as there was no such step
+        self._dead: np.ndarray | None = None
+        super().__init__(n_envs, observation_space, action_space)
+        self.metadata = dict(getattr(venv, "metadata", None) or self.metadata)
+
+    # What the kinds of vector environments do in ways of their own
+
+    @abstractmethod
+    def _reset_all(self) -> tuple[Any, Any]:
+        """Reset all environments with the seeds and options: observations and infos."""
+
+    @abstractmethod
+    def _act(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, Any]:
+        """A step: observations, rewards, terminations, truncations and infos."""
+
+    @abstractmethod
+    def _renew(self, ended: np.ndarray, obs: Any, rows: Rows, final: Rows) -> list[Any]:
+        """
+        Put the first observations of new episodes into the observations and into ``reset_infos``, and the infos of the last
+        steps into ``rows``: the last observations of the episodes that have ended, as copies.
+        """
+
+    def _plain_infos(self, infos: Any) -> Any:
+        """The infos that are about the environments."""
+        return infos
+
+    # The interface of SB3
+
+    def reset(self) -> VecEnvObs:
+        """
+        Reset all environments, with the seeds and options that were set before.
+
+        :return: The first observations
+        """
+        obs, infos = self._reset_all()
+        self._reset_seeds()
+        self._reset_options()
+        self._statistics.clear()
+        rows = split(self._plain_infos(infos), self.num_envs)
+        self.reset_infos = [rows.get(i, {}) for i in range(self.num_envs)]
+        return self._batch.take(obs, self.num_envs)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """
+        :param actions: The actions of the next step, of shape (n_envs, \\*shape of the action space)
+        """
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        Play a step in all environments. Where it ends an episode, the next one begins.
+
+        :return: Observations, rewards, dones and infos
+        """
+        new_obs, rewards, terminated, truncated, infos = self._act(np.asarray(self._actions))
+        obs = self._batch.take(new_obs, self.num_envs, self._copies_observations)
+        rewards, terminated, truncated = as_numpy(rewards), as_numpy(terminated), as_numpy(truncated)
+        dones = np.logical_or(terminated, truncated)
+        dead, self._dead = self._dead, None
+        self._statistics.add(rewards, None if dead is None else ~dead)
+        ended = np.flatnonzero(dones)
+        rest, final = without_final(self._plain_infos(infos), self.num_envs, ended.tolist()) if infos else ({}, {})
+        rows = split(rest, self.num_envs) if rest else {}
+        if dead is not None:
+            self._mark_dead(np.flatnonzero(dead).tolist(), rows)
+        if len(ended):
+            last_obs = self._renew(ended, obs, rows, final)
+            self._complete_infos(ended, rows, last_obs, (truncated & ~terminated)[ended].tolist())
+        # Most environments have nothing to say at most steps: they share a dict, which is not used again
+        step_infos: list[dict[str, Any]] = [{}] * self.num_envs
+        for i, row in rows.items():
+            step_infos[i] = row
+        return obs, rewards.astype(np.float32), dones, step_infos
+
+    def _mark_dead(self, dead: Sequence[int], rows: Rows) -> None:
+        for i in dead:
+            self.reset_infos[i] = rows.get(i, {})
+            rows[i] = {**self.reset_infos[i], "dead_step": True}
+        if self.warns_of_dead_steps:
+            self.warns_of_dead_steps = False
+            warnings.warn(
+                "This vector environment plays a dead step after every episode, in which it ignores the action, gives no reward "
+                "and resets the environment. An algorithm learns from it as from any other step, unless it leaves out the steps "
+                'with `info["dead_step"]`, as REINFORCE does. Other algorithms need a vector environment that resets in the '
+                "same step (`AutoresetMode.SAME_STEP`) or that can reset single environments (the option `reset_mask`).",
+                stacklevel=5,
+            )
+
+    def _complete_infos(self, ended: np.ndarray, rows: Rows, last_obs: list[Any], truncated: list[bool]) -> None:
+        """Add to the infos of an episode's last step what SB3 expects there."""
+        episodes = self._statistics.end(ended)
+        for i, obs, cut, episode in zip(ended.tolist(), last_obs, truncated, episodes, strict=True):
+            row = rows.setdefault(i, {})
+            row["terminal_observation"] = obs
+            row["TimeLimit.truncated"] = cut
+            row.setdefault("episode", episode)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """
+        Set the seeds of the next ``reset``.
+
+        :param seed: The seed of the first environment, from which the others count on; a random one if ``None``
+        :return: The seeds of all environments
+        """
+        if seed is None:  # as SB3 does, but below what fits into the 32 bits of native environments
+            seed = int(np.random.randint(0, 2**31 - self.num_envs))
+        return super().seed(seed)
+
+    def close(self) -> None:
+        """Close the vector environment."""
+        self.venv.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """
+        :return: A picture of each environment, if its render mode is ``"rgb_array"``
+        """
+        if self.render_mode != "rgb_array":
+            warnings.warn(f"The render mode is {self.render_mode}, but there are images only with `rgb_array`.", stacklevel=2)
+            return [None] * self.num_envs
+        return list(self._render())
+
+    def _render(self) -> Any:
+        return self.venv.render()
+
+    def has_attr(self, attr_name: str) -> bool:
+        """
+        :param attr_name: Name of an attribute
+        :return: Whether all environments have it
+        """
+        return self._access.has(attr_name)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """
+        :param attr_name: Name of an attribute
+        :param indices: The environments; all of them if ``None``
+        :return: The value for each of them
+        """
+        return self._access.get(attr_name, self._env_ids(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """
+        :param attr_name: Name of an attribute
+        :param value: Its new value
+        :param indices: The environments; all of them if ``None``
+        :raises ValueError: If it is an attribute of all environments together, and not all are wanted
+        """
+        self._access.set(attr_name, value, self._env_ids(indices))
+
+    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+        """
+        :param method_name: Name of a method
+        :param method_args: Its arguments
+        :param indices: The environments; all of them if ``None``
+        :param method_kwargs: Its further arguments
+        :return: What it returned for each of them
+        """
+        return self._access.call(method_name, method_args, method_kwargs, self._env_ids(indices))
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """
+        :param wrapper_class: Class of a wrapper
+        :param indices: The environments; all of them if ``None``
+        :return: Whether each of them has such a wrapper
+        """
+        return self._access.are_wrapped(wrapper_class, self._env_ids(indices))
+
+    def _env_ids(self, indices: VecEnvIndices) -> list[int]:
+        if isinstance(indices, np.integer):
+            indices = int(indices)
+        return [range(self.num_envs)[i] for i in self._get_indices(indices)]
