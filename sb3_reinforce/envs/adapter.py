@@ -15,6 +15,13 @@ from sb3_reinforce.envs.batches import ObservationBatch, as_numpy, check_spaces
 from sb3_reinforce.envs.infos import Rows, split, without_final
 from sb3_reinforce.envs.statistics import EpisodeStatistics
 
+_OF_DEAD_STEPS = (
+    "This vector environment plays a dead step after every episode, in which it ignores the action, gives no reward and resets "
+    "the environment. An algorithm learns from it as from any other step, unless it leaves out the steps with "
+    '`info["dead_step"]`, as REINFORCE does. Other algorithms need a vector environment that resets in the same step '
+    "(`AutoresetMode.SAME_STEP`) or that can reset single environments (the option `reset_mask`)."
+)
+
 
 class VectorEnvAdapter(VecEnv):
     """
@@ -101,44 +108,43 @@ class VectorEnvAdapter(VecEnv):
         obs = self._batch.take(new_obs, self.num_envs, self._copies_observations)
         rewards, terminated, truncated = as_numpy(rewards), as_numpy(terminated), as_numpy(truncated)
         dones = np.logical_or(terminated, truncated)
+        ended = dones.nonzero()[0]
         dead, self._dead = self._dead, None
-        self._statistics.add(rewards, None if dead is None else ~dead)
-        ended = np.flatnonzero(dones)
-        rest, final = without_final(self._plain_infos(infos), self.num_envs, ended.tolist()) if infos else ({}, {})
+        self._statistics.add(rewards, dead)
+        plain = self._plain_infos(infos)
+        rest, final = without_final(plain, self.num_envs, ended.tolist()) if plain else ({}, {})
         rows = split(rest, self.num_envs) if rest else {}
-        if dead is not None:
-            self._mark_dead(np.flatnonzero(dead).tolist(), rows)
-        if len(ended):
-            last_obs = self._renew(ended, obs, rows, final)
-            self._complete_infos(ended, rows, last_obs, (truncated & ~terminated)[ended].tolist())
         # Most environments have nothing to say at most steps: they share a dict, which is not used again
         step_infos: list[dict[str, Any]] = [{}] * self.num_envs
+        if dead is not None:
+            self._mark_dead(dead.tolist(), rows, step_infos)
+        if len(ended):
+            last_obs = self._renew(ended, obs, rows, final)
+            cut = truncated[ended] & ~terminated[ended]
+            self._complete_infos(ended, rows, step_infos, last_obs, cut.tolist())
         for i, row in rows.items():
             step_infos[i] = row
         return obs, rewards.astype(np.float32), dones, step_infos
 
-    def _mark_dead(self, dead: Sequence[int], rows: Rows) -> None:
+    def _mark_dead(self, dead: Sequence[int], rows: Rows, step_infos: list[dict[str, Any]]) -> None:
         for i in dead:
-            self.reset_infos[i] = rows.get(i, {})
-            rows[i] = {**self.reset_infos[i], "dead_step": True}
+            self.reset_infos[i] = row = rows.pop(i, {})
+            step_infos[i] = {**row, "dead_step": True}
         if self.warns_of_dead_steps:
             self.warns_of_dead_steps = False
-            warnings.warn(
-                "This vector environment plays a dead step after every episode, in which it ignores the action, gives no reward "
-                "and resets the environment. An algorithm learns from it as from any other step, unless it leaves out the steps "
-                'with `info["dead_step"]`, as REINFORCE does. Other algorithms need a vector environment that resets in the '
-                "same step (`AutoresetMode.SAME_STEP`) or that can reset single environments (the option `reset_mask`).",
-                stacklevel=5,
-            )
+            warnings.warn(_OF_DEAD_STEPS, stacklevel=5)
 
-    def _complete_infos(self, ended: np.ndarray, rows: Rows, last_obs: list[Any], truncated: list[bool]) -> None:
-        """Add to the infos of an episode's last step what SB3 expects there."""
-        episodes = self._statistics.end(ended)
-        for i, obs, cut, episode in zip(ended.tolist(), last_obs, truncated, episodes, strict=True):
-            row = rows.setdefault(i, {})
-            row["terminal_observation"] = obs
-            row["TimeLimit.truncated"] = cut
-            row.setdefault("episode", episode)
+    def _complete_infos(
+        self, ended: np.ndarray, rows: Rows, step_infos: list[dict[str, Any]], last_obs: list[Any], cut: list[bool]
+    ) -> None:
+        """Put the infos of the last steps of episodes in place, with what SB3 expects there."""
+        returns, lengths, seconds = self._statistics.end(ended)
+        for i, obs, was_cut, r, length in zip(ended.tolist(), last_obs, cut, returns, lengths, strict=True):
+            episode = {"r": r, "l": length, "t": seconds}
+            step_infos[i] = info = {"terminal_observation": obs, "TimeLimit.truncated": was_cut, "episode": episode}
+            if i in rows:
+                row = rows.pop(i)
+                step_infos[i] = {**row, **info, "episode": row.get("episode", episode)}  # its own monitor knows better
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """

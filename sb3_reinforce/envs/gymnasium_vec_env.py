@@ -85,7 +85,7 @@ class GymnasiumVecEnv(VectorEnvAdapter):
 
     def _act(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, Any]:
         dtype = self.action_space.dtype
-        if not self._has_objects and not np.can_cast(actions.dtype, dtype):
+        if actions.dtype != dtype and not self._has_objects and not np.can_cast(actions.dtype, dtype):  # type: ignore[arg-type]
             actions = actions.astype(dtype)
         return self.venv.step(actions)
 
@@ -99,8 +99,7 @@ class GymnasiumVecEnv(VectorEnvAdapter):
         last_obs = self._batch.rows(obs, ended)
         result = self._reset_ended(ended)
         if result is None:
-            self._dead = np.zeros(self.num_envs, dtype=bool)
-            self._dead[ended] = True
+            self._dead = ended
         else:
             self._begin(ended, obs, *result)
         return last_obs

@@ -1,7 +1,6 @@
 """Returns and lengths of the episodes that are being played, of all environments at once."""
 
 import time
-from typing import Any
 
 import numpy as np
 
@@ -23,27 +22,27 @@ class EpisodeStatistics:
         self.returns[:] = 0.0
         self.lengths[:] = 0
 
-    def add(self, rewards: np.ndarray, playing: np.ndarray | None = None) -> None:
+    def add(self, rewards: np.ndarray, dead: np.ndarray | None = None) -> None:
         """
         :param rewards: The rewards of a step, of shape (n_envs,)
-        :param playing: Which environments have played, of shape (n_envs,); all of them if ``None``
+        :param dead: The environments that have not played, but only begun an episode
         """
-        if playing is None:
-            self.returns += rewards
-            self.lengths += 1
-        else:
-            np.add(self.returns, rewards, out=self.returns, where=playing)
-            self.lengths += playing
+        self.returns += rewards
+        self.lengths += 1
+        if dead is not None:
+            self.returns[dead] = 0.0
+            self.lengths[dead] = 0
 
-    def end(self, env_ids: np.ndarray) -> list[dict[str, Any]]:
+    def end(self, env_ids: np.ndarray) -> tuple[list[float], list[int], float]:
         """
         End episodes, and begin new ones.
 
         :param env_ids: The environments whose episodes have ended
-        :return: The ``episode`` info of each of them, as SB3's ``Monitor`` writes it
+        :return: The return and the length of each of these episodes, and the seconds since the beginning
         """
-        seconds = round(time.time() - self.start, 6)
         returns, lengths = self.returns[env_ids].tolist(), self.lengths[env_ids].tolist()
         self.returns[env_ids] = 0.0
         self.lengths[env_ids] = 0
-        return [{"r": round(r, 6), "l": length, "t": seconds} for r, length in zip(returns, lengths, strict=True)]
+        # Rounded as by the Monitor, which takes longer than all the rest
+        rounded = [r if r.is_integer() else round(r, 6) for r in returns]
+        return rounded, lengths, round(time.time() - self.start, 6)
