@@ -120,7 +120,7 @@ class VectorEnvAdapter(VecEnv):
             self._mark_dead(dead.tolist(), rows, step_infos)
         if len(ended):
             last_obs = self._renew(ended, obs, rows, final)
-            cut = truncated[ended] & ~terminated[ended]
+            cut = truncated.take(ended) & ~terminated.take(ended)
             self._complete_infos(ended, rows, step_infos, last_obs, cut.tolist())
         for i, row in rows.items():
             step_infos[i] = row

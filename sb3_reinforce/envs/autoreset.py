@@ -130,7 +130,7 @@ class MaskedReset:
 
 
 class _WatchedOptions(dict):
-    """Options of a reset that note whether the mask among them is read."""
+    """Options of a reset that note whether a mask among them is read."""
 
     read = False
 
@@ -151,7 +151,7 @@ class _WatchedOptions(dict):
         return super().pop(key, *default)
 
     def _note(self, key: object) -> None:
-        if key == RESET_MASK:
+        if key == RESET_MASK and super().__contains__(key):
             self.read = True
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -92,9 +92,9 @@ class ObservationBatch:
         :return: A copy of the observation of each of them
         """
         if isinstance(obs, dict):
-            columns = {key: list(value[env_ids]) for key, value in obs.items()}
+            columns = {key: list(value.take(env_ids, axis=0)) for key, value in obs.items()}
             return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return list(obs[env_ids])
+        return list(obs.take(env_ids, axis=0))
 
     def single(self, obs: Any) -> Any:
         """

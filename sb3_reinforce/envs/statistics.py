@@ -40,7 +40,7 @@ class EpisodeStatistics:
         :param env_ids: The environments whose episodes have ended
         :return: The return and the length of each of these episodes, and the seconds since the beginning
         """
-        returns, lengths = self.returns[env_ids].tolist(), self.lengths[env_ids].tolist()
+        returns, lengths = self.returns.take(env_ids).tolist(), self.lengths.take(env_ids).tolist()
         self.returns[env_ids] = 0.0
         self.lengths[env_ids] = 0
         # Rounded as by the Monitor, which takes longer than all the rest

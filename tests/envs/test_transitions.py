@@ -1,0 +1,302 @@
+"""What an algorithm sees is what SB3's DummyVecEnv shows of the same environments, to the number."""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_reinforce.envs import EnvPoolVecEnv, GymnasiumVecEnv
+from tests.envs.walks import (
+    CopiesOptions,
+    DropsOptions,
+    NativeWalks,
+    PoolOfWalks,
+    RefusesMask,
+    TakesMask,
+    Walk,
+    makers,
+)
+
+MODES = ["NextStep", "SameStep", "Disabled"]
+N_ENVS = 3
+SEED = 7
+
+
+def dummy(space: str, n_envs: int = N_ENVS, **kwargs: Any) -> DummyVecEnv:
+    env = DummyVecEnv([lambda: Monitor(Walk(space, **kwargs)) for _ in range(n_envs)])
+    env.seed(SEED)
+    return env
+
+
+def adapted(venv: VectorEnv) -> GymnasiumVecEnv:
+    env = GymnasiumVecEnv(venv)
+    env.seed(SEED)
+    return env
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return bool(np.asarray(a).shape == np.asarray(b).shape and (np.asarray(a) == np.asarray(b)).all())
+
+
+def without_time(info: dict[str, Any]) -> dict[str, Any]:
+    info = {key: value for key, value in info.items() if key != "TimeLimit.truncated" or value}
+    if "episode" in info:
+        info["episode"] = {key: info["episode"][key] for key in ("r", "l")}
+    return info
+
+
+def check_same_play(env: VecEnv, expected: VecEnv, n_steps: int) -> int:
+    """Plays both, and returns how many episodes ended."""
+    rng = np.random.default_rng(0)
+    obs = env.reset()
+    assert same(obs, expected.reset())
+    assert same_types(obs, expected.observation_space)
+    n_ended = 0
+    for _ in range(n_steps):
+        actions = rng.integers(0, 3, env.num_envs)
+        got, wanted = env.step(actions), expected.step(actions)
+        assert same(got[0], wanted[0])
+        assert same_types(got[0], expected.observation_space)
+        assert got[1].dtype == wanted[1].dtype and (got[1] == wanted[1]).all()
+        assert got[2].dtype == wanted[2].dtype and (got[2] == wanted[2]).all()
+        assert isinstance(got[3], list)
+        assert all(same(without_time(a), without_time(b)) for a, b in zip(got[3], wanted[3], strict=True))
+        assert same(dict(enumerate(env.reset_infos)), dict(enumerate(expected.reset_infos)))
+        n_ended += int(got[2].sum())
+    env.close()
+    return n_ended
+
+
+def same_types(obs: Any, space: gym.Space) -> bool:
+    if isinstance(space, gym.spaces.Dict):
+        return all(same_types(obs[key], space[key]) for key in space)
+    return obs.dtype == space.dtype and obs.shape[1:] == space.shape
+
+
+@pytest.mark.parametrize("with_infos", [False, True])
+@pytest.mark.parametrize("space", ["Box", "Discrete", "Dict"])
+@pytest.mark.parametrize("mode", MODES)
+def test_sync_shows_the_same_in_each_mode(mode: str, space: str, with_infos: bool) -> None:
+    venv = SyncVectorEnv(makers(N_ENVS, space=space, with_infos=with_infos), autoreset_mode=mode)
+    assert check_same_play(adapted(venv), dummy(space, with_infos=with_infos), 600) > 150
+
+
+@pytest.mark.parametrize("space", ["Discrete", "Dict"])
+@pytest.mark.parametrize("mode", MODES)
+def test_async_shows_the_same_in_each_mode(mode: str, space: str) -> None:
+    venv = AsyncVectorEnv(makers(N_ENVS, space=space, with_infos=True), autoreset_mode=mode)
+    assert check_same_play(adapted(venv), dummy(space, with_infos=True), 200) > 50
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
+def test_async_without_shared_memory_shows_the_same(mode: str) -> None:
+    venv = AsyncVectorEnv(makers(N_ENVS, space="Dict"), autoreset_mode=mode, shared_memory=False)
+    assert check_same_play(adapted(venv), dummy("Dict"), 300) > 80
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_arrays_that_are_written_again_do_no_harm(mode: str) -> None:
+    venv = SyncVectorEnv(makers(N_ENVS, space="Dict"), autoreset_mode=mode, copy=False)
+    assert check_same_play(adapted(venv), dummy("Dict"), 300) > 80
+    shared = AsyncVectorEnv(makers(N_ENVS, space="Box"), autoreset_mode=mode, copy=False)
+    assert check_same_play(adapted(shared), dummy("Box"), 200) > 50
+
+
+@pytest.mark.parametrize("space", ["Box", "Discrete", "Dict"])
+@pytest.mark.parametrize("mode", MODES)
+def test_native_environment_shows_the_same_in_each_mode(mode: str, space: str) -> None:
+    env = adapted(NativeWalks(mode, N_ENVS, space))
+    assert check_same_play(env, dummy(space), 600) > 150
+    assert not env.has_dead_steps
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
+def test_native_environment_need_not_declare_its_mode(mode: str) -> None:
+    env = adapted(NativeWalks(mode, N_ENVS, declared=False))
+    assert check_same_play(env, dummy("Box"), 500) > 150
+    assert not env.has_dead_steps
+
+
+@pytest.mark.parametrize("space", ["Box", "Discrete", "Dict"])
+def test_pool_that_returns_only_what_was_reset_shows_the_same(space: str) -> None:
+    env = EnvPoolVecEnv(PoolOfWalks(N_ENVS, space, SEED))
+    assert check_same_play(env, dummy(space), 600) > 150
+    assert not env.has_dead_steps
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sync_cartpole_shows_the_same(mode: str) -> None:
+    venv = gym.make_vec("CartPole-v1", N_ENVS, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode})
+    expected = DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1")) for _ in range(N_ENVS)])
+    expected.action_space.n = 2
+    env = adapted(venv)
+    expected.seed(SEED)
+    rng = np.random.default_rng(0)
+    assert same(env.reset(), expected.reset())
+    for _ in range(700):
+        actions = rng.integers(0, 2, N_ENVS)
+        got, wanted = env.step(actions), expected.step(actions)
+        assert all(same(a, b) for a, b in zip(got[:3], wanted[:3], strict=True))
+        assert all(same(without_time(a), without_time(b)) for a, b in zip(got[3], wanted[3], strict=True))
+
+
+def test_statistics_of_a_vector_wrapper_are_those_of_the_monitor() -> None:
+    for mode in ("NextStep", "Disabled", "SameStep"):
+        venv = gym.wrappers.vector.RecordEpisodeStatistics(SyncVectorEnv(makers(N_ENVS), autoreset_mode=mode))
+        env, expected, rng = adapted(venv), dummy("Box"), np.random.default_rng(0)
+        env.reset(), expected.reset()
+        lengths = []
+        for _ in range(300):
+            actions = rng.integers(0, 3, N_ENVS)
+            got, wanted = env.step(actions), expected.step(actions)
+            for a, b in zip(got[3], wanted[3], strict=True):
+                assert ("episode" in a) == ("episode" in b)
+                if "episode" in b:
+                    assert a["episode"]["l"] == b["episode"]["l"]
+                    assert a["episode"]["r"] == pytest.approx(b["episode"]["r"], abs=1e-6)
+                    lengths.append(a["episode"]["l"])
+        assert len(lengths) > 80
+
+
+def test_statistics_of_a_monitor_inside_are_kept() -> None:
+    venv = SyncVectorEnv([lambda: Monitor(Walk(), info_keywords=()) for _ in range(N_ENVS)], autoreset_mode="SameStep")
+    assert check_same_play(adapted(venv), dummy("Box"), 200) > 50
+
+
+# Environments that cannot be reset alone
+
+
+def live_play(env: VecEnv, n_steps: int) -> list[list[Any]]:
+    """The steps of each environment without the dead ones. Each gets actions of its own, of which none is lost."""
+    actions = np.random.default_rng(1).integers(0, 3, (env.num_envs, n_steps))
+    played: list[list[Any]] = [[] for _ in range(env.num_envs)]
+    obs = env.reset()
+    dead_next = np.zeros(env.num_envs, bool)
+    for _ in range(n_steps):
+        chosen = np.array([actions[i, len(played[i])] for i in range(env.num_envs)])
+        new_obs, rewards, dones, infos = env.step(chosen)
+        for i, info in enumerate(infos):
+            assert info.get("dead_step", False) == dead_next[i]
+            if info.get("dead_step"):
+                assert rewards[i] == 0.0 and not dones[i]
+            else:
+                last = info.get("terminal_observation")
+                after = last if dones[i] else new_obs[i]
+                episode = {key: info["episode"][key] for key in ("r", "l")} if dones[i] else None
+                cut = info.get("TimeLimit.truncated", False)
+                played[i].append((obs[i], chosen[i], rewards[i], dones[i], after, episode, cut))
+        dead_next = dones & bool(getattr(env, "has_dead_steps", False))
+        obs = new_obs
+    env.close()
+    return played
+
+
+WITH_DEAD_STEPS: dict[str, Callable[[], VectorEnv]] = {
+    "native": partial(NativeWalks, "NextStep", N_ENVS, with_mask=False),
+    "native, undeclared": partial(NativeWalks, "NextStep", N_ENVS, with_mask=False, declared=False),
+    "dropped": lambda: DropsOptions(SyncVectorEnv(makers(N_ENVS))),
+    "taken by a wrapper": lambda: TakesMask(SyncVectorEnv(makers(N_ENVS))),
+    "refused": lambda: RefusesMask(SyncVectorEnv(makers(N_ENVS))),
+    "dropped, async": lambda: DropsOptions(AsyncVectorEnv(makers(N_ENVS))),
+    "async without shared memory": lambda: AsyncVectorEnv(makers(N_ENVS), shared_memory=False),
+}
+
+
+@pytest.mark.parametrize("kind", WITH_DEAD_STEPS)
+@pytest.mark.filterwarnings("ignore:This vector environment plays a dead step")
+def test_dead_steps_are_marked_and_the_others_are_the_same(kind: str) -> None:
+    env = adapted(WITH_DEAD_STEPS[kind]())
+    got, wanted = live_play(env, 400), live_play(dummy("Box"), 400)
+    assert env.has_dead_steps
+    for of_env, expected in zip(got, wanted, strict=True):
+        assert 250 < len(of_env) < 400
+        for a, b in zip(of_env, expected, strict=False):
+            assert all(same(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:This vector environment plays a dead step")
+def test_no_step_is_dead_after_a_reset_of_all() -> None:
+    for kind in ("native", "async without shared memory"):
+        env, expected = adapted(WITH_DEAD_STEPS[kind]()), dummy("Box")
+        env.reset()
+        while not env.step(np.ones(N_ENVS, int))[2].any():
+            pass
+        env.seed(SEED)
+        obs, wanted = env.reset(), expected.reset()
+        for _ in range(2):
+            assert same(obs, wanted)
+            playing = [i for i in range(N_ENVS)]
+            obs, rewards, _, infos = env.step(np.ones(N_ENVS, int))
+            playing = [i for i in playing if "dead_step" not in infos[i]]
+            # The processes without shared memory reset once more, and the step is marked
+            assert kind != "native" or len(playing) == N_ENVS
+            wanted, expected_rewards, _, _ = expected.step(np.ones(N_ENVS, int))
+            assert (rewards[playing] == expected_rewards[playing]).all() and playing
+            obs, wanted = obs[playing], wanted[playing]
+            if len(playing) < N_ENVS:
+                break
+        env.close()
+
+
+def test_no_environment_is_reset_in_order_to_find_out() -> None:
+    for venv in (SyncVectorEnv(makers(N_ENVS)), DropsOptions(SyncVectorEnv(makers(N_ENVS)))):
+        env = adapted(venv)
+        env.reset()
+        assert env.get_attr("n_resets") == [1] * N_ENVS
+        assert "reset" not in vars(venv.unwrapped)
+
+
+def test_copied_options_reset_single_environments() -> None:
+    env = adapted(CopiesOptions(SyncVectorEnv(makers(N_ENVS))))
+    assert check_same_play(env, dummy("Box"), 300) > 80
+    assert not env.has_dead_steps
+
+
+def test_first_dead_step_warns_once_and_names_who_leaves_it_out() -> None:
+    env = adapted(NativeWalks("NextStep", N_ENVS, with_mask=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env.reset()
+        while not env.step(np.ones(N_ENVS, int))[2].any():
+            pass
+    with pytest.warns(UserWarning, match="dead step after every episode.*REINFORCE"):
+        env.step(np.ones(N_ENVS, int))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert any("dead_step" in info for _ in range(50) for info in env.step(np.ones(N_ENVS, int))[3])
+
+
+def test_algorithm_that_leaves_dead_steps_out_is_not_warned() -> None:
+    env = adapted(NativeWalks("NextStep", N_ENVS, with_mask=False))
+    env.warns_of_dead_steps = False
+    env.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert any("dead_step" in info for _ in range(50) for info in env.step(np.ones(N_ENVS, int))[3])
+
+
+def test_native_cartpole_has_a_dead_step_after_each_episode() -> None:
+    env = adapted(gym.make_vec("CartPole-v1", 4, vectorization_mode="vector_entry_point", max_episode_steps=15))
+    env.warns_of_dead_steps = False
+    env.reset()
+    assert env.has_dead_steps
+    ended, n_dead, was_cut = np.zeros(4, bool), 0, 0
+    for _ in range(300):
+        obs, rewards, dones, infos = env.step(np.random.default_rng(0).integers(0, 2, 4))
+        assert [info.get("dead_step", False) for info in infos] == ended.tolist()
+        assert (rewards[ended] == 0.0).all() and (rewards[~ended] == 1.0).all() and not dones[ended].any()
+        assert (np.abs(obs[ended]) <= 0.05).all()
+        for i in np.flatnonzero(dones):
+            assert infos[i]["episode"]["r"] == infos[i]["episode"]["l"] <= 15
+            was_cut += infos[i]["TimeLimit.truncated"]
+        ended, n_dead = dones, n_dead + int(ended.sum())
+    assert n_dead > 20
