@@ -12,7 +12,7 @@ from sb3_reinforce.envs.autoreset import layers_of
 from sb3_reinforce.envs.batches import as_numpy
 
 
-class SubEnvs(Protocol):
+class _SubEnvs(Protocol):
     """The environments inside a vector environment that has an object for each."""
 
     def has(self, name: str, env_ids: Sequence[int]) -> bool:
@@ -90,8 +90,8 @@ class _SyncSubEnvs:
 
 class _AsyncSubEnvs:
     """
-    The environments of an ``AsyncVectorEnv``. Its own ``call`` asks all of them, and a process ends if its environment does not
-    have what it is asked for.
+    The environments of an ``AsyncVectorEnv``. Its own ``call`` asks all of them, and a process ends if its environment does
+    not have what it is asked for.
 
     :param venv: The vector environment, without its wrappers
     """
@@ -140,7 +140,8 @@ class _AsyncSubEnvs:
 
 
 def _with_subclasses(cls: type) -> set[type]:
-    return {cls}.union(*(_with_subclasses(sub) for sub in type.__subclasses__(cls)))
+    subclasses: list[type] = type.__subclasses__(cls)
+    return {cls}.union(*map(_with_subclasses, subclasses))
 
 
 class Access:
@@ -156,11 +157,11 @@ class Access:
         self.layers: list[Any] = layers_of(venv)
         self.n_envs: int = venv.num_envs
         base = self.layers[-1]
-        self.sub_envs: SubEnvs | None = None
+        self._sub_envs: _SubEnvs | None = None
         if isinstance(base, SyncVectorEnv):
-            self.sub_envs = _SyncSubEnvs(base)
+            self._sub_envs = _SyncSubEnvs(base)
         elif isinstance(base, AsyncVectorEnv):
-            self.sub_envs = _AsyncSubEnvs(base)
+            self._sub_envs = _AsyncSubEnvs(base)
 
     def has(self, name: str) -> bool:
         """
@@ -176,9 +177,9 @@ class Access:
         :return: The value for each of them
         :raises AttributeError: If one of them does not have it
         """
-        owner = self._existing_owner(name, env_ids)
-        if owner is self.sub_envs:
-            return owner.get(name, env_ids)
+        owner: Any = self._existing_owner(name, env_ids)
+        if self._sub_envs is not None and owner is self._sub_envs:
+            return self._sub_envs.get(name, env_ids)
         return [getattr(owner, _SINGLE.get(name, name))] * len(env_ids)
 
     def set(self, name: str, value: Any, env_ids: Sequence[int]) -> None:
@@ -189,8 +190,8 @@ class Access:
         :raises ValueError: If it is an attribute of all environments together, and ``env_ids`` are not all
         """
         owner = self._owner(name, env_ids)
-        if self.sub_envs is not None and (owner is None or owner is self.sub_envs):
-            self.sub_envs.set(name, value, env_ids)
+        if self._sub_envs is not None and (owner is None or owner is self._sub_envs):
+            self._sub_envs.set(name, value, env_ids)
             return
         if set(env_ids) != set(range(self.n_envs)):
             raise ValueError(
@@ -208,14 +209,13 @@ class Access:
         :return: What it returned for each of them
         :raises AttributeError: If one of them does not have it
         """
-        owner = self._existing_owner(name, env_ids)
-        if owner is self.sub_envs:
-            return owner.call(name, args, kwargs, env_ids)
+        owner: Any = self._existing_owner(name, env_ids)
+        if self._sub_envs is not None and owner is self._sub_envs:
+            return self._sub_envs.call(name, args, kwargs, env_ids)
         result = getattr(owner, name)(*args, **kwargs)
         by_env = as_numpy(result) if hasattr(result, "detach") else result
-        if isinstance(by_env, np.ndarray) and by_env.ndim == 0 or not isinstance(by_env, (list, tuple, np.ndarray)):
-            return [result] * len(env_ids)
-        return [by_env[i] for i in env_ids] if len(by_env) == self.n_envs else [result] * len(env_ids)
+        is_batch = isinstance(by_env, (list, tuple)) or (isinstance(by_env, np.ndarray) and by_env.ndim > 0)
+        return [by_env[i] if is_batch and len(by_env) == self.n_envs else result for i in env_ids]
 
     def are_wrapped(self, wrapper: type[gym.Wrapper], env_ids: Sequence[int]) -> list[bool]:
         """
@@ -225,7 +225,7 @@ class Access:
         """
         if any(isinstance(layer, wrapper) for layer in self.layers[:-1]):
             return [True] * len(env_ids)
-        return [False] * len(env_ids) if self.sub_envs is None else self.sub_envs.are_wrapped(wrapper, env_ids)
+        return [False] * len(env_ids) if self._sub_envs is None else self._sub_envs.are_wrapped(wrapper, env_ids)
 
     def _existing_owner(self, name: str, env_ids: Sequence[int]) -> Any:
         owner = self._owner(name, env_ids)
@@ -235,14 +235,14 @@ class Access:
 
     def _owner(self, name: str, env_ids: Sequence[int]) -> Any:
         """The vector environment, its wrapper or its single environments: whichever has the attribute."""
-        if self.sub_envs is None:
+        if self._sub_envs is None:
             return next((layer for layer in self.layers if hasattr(layer, _SINGLE.get(name, name))), None)
         if name not in _GYMNASIUM_API:
             for layer in self.layers:
                 if hasattr(type(layer), name):
                     return layer
-        if self.sub_envs.has(name, env_ids):
-            return self.sub_envs
+        if self._sub_envs.has(name, env_ids):
+            return self._sub_envs
         return next((layer for layer in self.layers if name in vars(layer)), None)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
@@ -16,8 +17,8 @@ from sb3_reinforce.envs.infos import Rows, split, without_final
 from sb3_reinforce.envs.statistics import EpisodeStatistics
 
 _OF_DEAD_STEPS = (
-    "This vector environment plays a dead step after every episode, in which it ignores the action, gives no reward and resets "
-    "the environment. An algorithm learns from it as from any other step, unless it leaves out the steps with "
+    "This vector environment plays a dead step after every episode, in which it ignores the action, gives no reward and "
+    "resets the environment. An algorithm learns from it as from any other step, unless it leaves out the steps with "
     '`info["dead_step"]`, as REINFORCE does. Other algorithms need a vector environment that resets in the same step '
     "(`AutoresetMode.SAME_STEP`) or that can reset single environments (the option `reset_mask`)."
 )
@@ -54,6 +55,9 @@ class VectorEnvAdapter(VecEnv):
         self._dead: np.ndarray | None = None
         super().__init__(n_envs, observation_space, action_space)
         self.metadata = dict(getattr(venv, "metadata", None) or self.metadata)
+        # With a monitor around each environment, an episode is what the monitor says, as with the lives of an Atari game
+        monitors = (Monitor, gym.wrappers.RecordEpisodeStatistics)
+        self._has_monitors = any(all(self.env_is_wrapped(monitor)) for monitor in monitors)
 
     # What the kinds of vector environments do in ways of their own
 
@@ -141,10 +145,11 @@ class VectorEnvAdapter(VecEnv):
         returns, lengths, seconds = self._statistics.end(ended)
         for i, obs, was_cut, r, length in zip(ended.tolist(), last_obs, cut, returns, lengths, strict=True):
             episode = {"r": r, "l": length, "t": seconds}
-            step_infos[i] = info = {"terminal_observation": obs, "TimeLimit.truncated": was_cut, "episode": episode}
+            step_infos[i] = info = {"terminal_observation": obs, "TimeLimit.truncated": was_cut}
             if i in rows:
-                row = rows.pop(i)
-                step_infos[i] = {**row, **info, "episode": row.get("episode", episode)}  # its own monitor knows better
+                info.update(rows.pop(i) | info)
+            if "episode" not in info and not self._has_monitors:
+                info["episode"] = episode
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """
@@ -197,7 +202,9 @@ class VectorEnvAdapter(VecEnv):
         """
         self._access.set(attr_name, value, self._env_ids(indices))
 
-    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
         """
         :param method_name: Name of a method
         :param method_args: Its arguments

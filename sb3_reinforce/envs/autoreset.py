@@ -22,8 +22,8 @@ def layers_of(venv: VectorEnv) -> list[VectorEnv]:
     :return: It and what its wrappers wrap, from the outside in
     """
     layers = [venv]
-    while isinstance(getattr(layers[-1], "env", None), VectorEnv):
-        layers.append(layers[-1].env)
+    while isinstance(inner := getattr(layers[-1], "env", None), VectorEnv):
+        layers.append(inner)
     return layers
 
 
@@ -43,15 +43,15 @@ def declared_mode(venv: VectorEnv) -> str | None:
     value = getattr(mode, "value", mode)
     if value not in (SAME_STEP, NEXT_STEP, DISABLED):
         raise ValueError(
-            f"The `autoreset_mode` in the metadata of a vector environment must be an AutoresetMode of Gymnasium, got {mode!r}."
+            f"`autoreset_mode` in the metadata of a vector environment must be an AutoresetMode of Gymnasium, got {mode!r}."
         )
     return value
 
 
 class MaskedReset:
     """
-    Resets of some environments of a vector environment. Whether they are possible shows at the first reset of all environments,
-    which gets a mask as well: the innermost environment has looked at the mask, or it has not.
+    Resets of some environments of a vector environment. Whether they are possible shows at the first reset of all
+    environments, which gets a mask as well: the innermost environment has looked at the mask, or it has not.
 
     :param venv: The vector environment
     """
@@ -82,7 +82,9 @@ class MaskedReset:
         self.possible = seen
         return result
 
-    def reset_some(self, env_ids: np.ndarray, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, Any] | None:
+    def reset_some(
+        self, env_ids: np.ndarray, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, Any] | None:
         """
         :param env_ids: The environments to reset
         :param seed: The seed or seeds

@@ -24,11 +24,15 @@ class EnvPoolVecEnv(VectorEnvAdapter):
 
     def __init__(self, envs: Any):
         if not all(hasattr(envs, name) for name in ("all_env_ids", "config", "action_space", "step", "reset")):
-            raise ValueError(f'Expected environments of envpool.make(..., env_type="gymnasium"), got {envs!r} of {type(envs)}.')
+            raise ValueError(
+                f'Expected environments of envpool.make(..., env_type="gymnasium"), got {envs!r} of {type(envs)}.'
+            )
         config = envs.config
         n_envs, batch_size = len(envs.all_env_ids), config.get("batch_size", 0)
         if batch_size not in (0, n_envs):
-            raise ValueError(f"All environments of EnvPool must step together: expected batch_size={n_envs}, got {batch_size}.")
+            raise ValueError(
+                f"All environments of EnvPool must step together: expected batch_size={n_envs}, got {batch_size}."
+            )
         if config.get("max_num_players", 1) != 1:
             raise ValueError(f"Environments of EnvPool must have 1 player, got {config['max_num_players']}.")
         super().__init__(envs, envs.observation_space, envs.action_space)
@@ -61,8 +65,8 @@ class EnvPoolVecEnv(VectorEnvAdapter):
         """
         if seed is not None and seed != self.venv.config.get("seed"):
             warnings.warn(
-                f"The seed of environments of EnvPool is set by `envpool.make(..., seed=...)`, not afterwards: got {seed}, they "
-                f"have {self.venv.config.get('seed')}.",
+                "The seed of environments of EnvPool is set by `envpool.make(..., seed=...)`, not afterwards: "
+                f"got {seed}, they have {self.venv.config.get('seed')}.",
                 stacklevel=2,
             )
         return [None] * self.num_envs

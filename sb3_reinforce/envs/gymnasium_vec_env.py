@@ -67,7 +67,9 @@ class GymnasiumVecEnv(VectorEnvAdapter):
                 groups.append(([i], options or None))
         return groups
 
-    def _reset_with_options(self, result: tuple[Any, Any], groups: list[tuple[list[int], dict[str, Any] | None]]) -> tuple[Any, Any]:
+    def _reset_with_options(
+        self, result: tuple[Any, Any], groups: list[tuple[list[int], dict[str, Any] | None]]
+    ) -> tuple[Any, Any]:
         """Once more for environments with options of their own, as a reset takes one set of options."""
         obs, infos = result
         if not (self._has_objects and self._masked_reset.possible):
@@ -139,8 +141,11 @@ class GymnasiumVecEnv(VectorEnvAdapter):
             last_obs.append(self._batch.single(obs))
             of_reset = rows.get(i, {})
             info = of_env.get(FINAL_INFO)
-            if info is not None:
-                # A wrapper of the vector environment writes the statistics of the episode beside the infos of the reset
-                rows[i] = {**({"episode": of_reset.pop("episode")} if "episode" in of_reset else {}), **info}
-            self.reset_infos[i] = of_reset if info is not None else dict(of_reset)
+            # A wrapper of the vector environment writes the statistics of an episode beside the infos of the reset. Before
+            # Gymnasium 1.4 its own wrapper counts wrong in this mode
+            episode = of_reset.pop("episode", None)
+            rows[i] = dict(of_reset) if info is None else info
+            if episode is not None and episode.get("l") == self._statistics.lengths[i]:
+                rows[i] = {"episode": episode, **rows[i]}
+            self.reset_infos[i] = of_reset
         return last_obs

@@ -77,7 +77,7 @@ def without_final(infos: Any, n_envs: int, ended: Sequence[int]) -> tuple[Any, R
     if isinstance(infos, dict):
         if not any(key in infos for key in _FINAL):
             return infos, {}
-        rest = {key: value for key, value in infos.items() if key not in _FINAL and key[1:] not in _FINAL}
+        rest: Any = {key: value for key, value in infos.items() if key not in _FINAL and key[1:] not in _FINAL}
         final = split({key: value for key, value in infos.items() if key not in rest}, n_envs) if ended else {}
     else:
         rest = [{key: value for key, value in info.items() if key not in _FINAL} for info in infos]

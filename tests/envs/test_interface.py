@@ -19,7 +19,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_reinforce.envs import EnvPoolVecEnv, GymnasiumVecEnv, make_vector_env
-from tests.envs.test_transitions import same
+from tests.envs.test_transitions import MODES, same
 from tests.envs.walks import DropsOptions, NativeWalks, PoolOfWalks, Walk, makers
 
 N_ENVS = 4
@@ -232,6 +232,35 @@ def test_arrays_without_masks_are_read_too() -> None:
     assert n_ended > 20
 
 
+def test_episodes_are_those_of_the_monitor_inside_where_there_is_one() -> None:
+    class Lives(gym.Wrapper):
+        """Ends an episode at every second step, and goes on with the same one of the monitor inside."""
+
+        def reset(self, **kwargs: Any) -> Any:
+            if self.unwrapped.clock and not self.is_over:  # type: ignore[attr-defined]
+                return self.unwrapped._observe(), {}  # type: ignore[attr-defined]
+            return super().reset(**kwargs)
+
+        def step(self, action: Any) -> Any:
+            obs, reward, terminated, truncated, info = super().step(action)
+            self.is_over = terminated or truncated
+            return obs, reward, terminated or self.unwrapped.clock % 2 == 0, truncated, info  # type: ignore[attr-defined]
+
+    vector_envs = [SyncVectorEnv([lambda: Lives(Monitor(Walk()))] * N_ENVS, autoreset_mode=mode) for mode in MODES]
+    for venv in (*vector_envs, AsyncVectorEnv([lambda: Lives(Monitor(Walk()))] * N_ENVS)):
+        env, expected = GymnasiumVecEnv(venv), DummyVecEnv([lambda: Lives(Monitor(Walk()))] * N_ENVS)
+        env.seed(0), expected.seed(0)
+        env.reset(), expected.reset()
+        lengths = []
+        for _ in range(60):
+            (*_, infos), (*_, wanted) = env.step(np.ones(N_ENVS, int)), expected.step(np.ones(N_ENVS, int))
+            for a, b in zip(infos, wanted, strict=True):
+                assert ("episode" in a) == ("episode" in b)
+                lengths += [(a["episode"]["l"], b["episode"]["l"])] if "episode" in b else []
+        assert lengths and all(a == b for a, b in lengths) and max(lengths)[0] > 2
+        env.close()
+
+
 def test_list_of_infos_is_read_too() -> None:
     for mode in ("NextStep", "SameStep"):
         inner = SyncVectorEnv(makers(N_ENVS, with_infos=True), autoreset_mode=mode)
@@ -262,9 +291,9 @@ def test_same_step_without_a_last_observation_says_so() -> None:
 @pytest.mark.parametrize("vector_class", [SyncVectorEnv, AsyncVectorEnv])
 def test_pictures_of_all_environments_are_tiled(vector_class: type[VectorEnv]) -> None:
     env = GymnasiumVecEnv(vector_class(makers(N_ENVS, render_mode="rgb_array")))  # type: ignore[call-arg]
-    env.reset()
     expected = DummyVecEnv([partial(Walk, render_mode="rgb_array")] * N_ENVS)
-    expected.reset()
+    env.seed(0), expected.seed(0)
+    env.reset(), expected.reset()
     env.step(np.ones(N_ENVS, int)), expected.step(np.ones(N_ENVS, int))
     assert env.render_mode == "rgb_array" and env.metadata["render_fps"] == 7
     assert same(env.render(), expected.render()) and env.render().shape == (8, 12, 3)
@@ -439,9 +468,9 @@ def test_spaces_that_sb3_does_not_support_are_refused(observation_space: Any, ac
 
 @pytest.mark.parametrize("other", [None, 3, "CartPole-v1", gym.make("CartPole-v1"), DummyVecEnv([Walk])])
 def test_what_is_no_vector_environment_is_refused(other: Any) -> None:
-    with pytest.raises(ValueError, match="Expected a gymnasium.vector.VectorEnv, got"):
+    with pytest.raises(ValueError, match=r"Expected a gymnasium.vector.VectorEnv, got"):
         GymnasiumVecEnv(other)
-    with pytest.raises(ValueError, match='Expected environments of envpool.make.*env_type="gymnasium".*, got'):
+    with pytest.raises(ValueError, match=r'Expected environments of envpool.make.*env_type="gymnasium".*, got'):
         EnvPoolVecEnv(other)
 
 
@@ -459,7 +488,7 @@ def test_vector_environment_of_none_is_refused() -> None:
 
 
 def test_other_arguments_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="`vectorization_mode` must be one of.*got 'threads'"):
+    with pytest.raises(ValueError, match=r"`vectorization_mode` must be one of.*got 'threads'"):
         make_vector_env("CartPole-v1", 2, vectorization_mode="threads")
     with pytest.raises(ValueError, match="expected an id and neither `wrappers` nor `vector_kwargs`"):
         make_vector_env("CartPole-v1", 2, vectorization_mode="vector_entry_point", wrappers=[Monitor])
@@ -492,7 +521,7 @@ def test_mode_of_another_environment_is_not_taken() -> None:
 def test_disabled_autoreset_without_single_resets_is_refused_when_it_matters() -> None:
     env = GymnasiumVecEnv(NativeWalks("Disabled", N_ENVS, with_mask=False))
     env.reset()
-    with pytest.raises(ValueError, match="AutoresetMode.DISABLED must be able to reset single environments"):
+    with pytest.raises(ValueError, match=r"AutoresetMode.DISABLED must be able to reset single environments"):
         for _ in range(50):
             env.step(np.ones(N_ENVS, int))
     alone = GymnasiumVecEnv(NativeWalks("Disabled", 1, with_mask=False))
@@ -518,7 +547,9 @@ def test_error_of_an_environment_at_the_first_reset_is_the_one_that_is_raised() 
         GymnasiumVecEnv(SyncVectorEnv([Broken] * 2)).reset()
 
 
-@pytest.mark.parametrize("change, message", [({"batch_size": 2}, "batch_size=4, got 2"), ({"max_num_players": 2}, "1 player, got 2")])
+@pytest.mark.parametrize(
+    "change, message", [({"batch_size": 2}, "batch_size=4, got 2"), ({"max_num_players": 2}, "1 player, got 2")]
+)
 def test_pools_that_step_apart_or_have_players_are_refused(change: dict[str, int], message: str) -> None:
     pool = PoolOfWalks(N_ENVS)
     pool.config.update(change)

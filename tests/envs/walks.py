@@ -1,13 +1,15 @@
-"""An environment whose episodes end at different times in different ways, and vector environments of it without Gymnasium's help."""
+"""An environment whose episodes end at different times in different ways, and vector environments of it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
+
+VectorWrapper: Any = getattr(gym.vector, "VectorWrapper", object)  # since Gymnasium 1.0
 
 BOX = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 DISCRETE = spaces.Discrete(10_000)
@@ -24,7 +26,7 @@ class Walk(gym.Env):
     :param with_infos: Whether the infos hold anything
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 7}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 7}
 
     def __init__(self, space: str = "Box", with_infos: bool = False, render_mode: str | None = None):
         self.space, self.with_infos, self.render_mode = space, with_infos, render_mode
@@ -166,7 +168,6 @@ class PoolOfWalks:
     :param seed: The seed of the first walk
     """
 
-    metadata = {"render_modes": []}
     render_mode = None
 
     def __init__(self, n_envs: int = 5, space: str = "Box", seed: int = 0):
