@@ -106,9 +106,10 @@ class _AsyncSubEnvs:
             return True
         if hasattr(gym.Env, "has_wrapper_attr"):
             found = self._ask("_call", ("has_wrapper_attr", (name,), {}), unknown)
-        else:  # before Gymnasium 1.0, whose vector environments make one to look at, too
+        else:  # before Gymnasium 1.0: look at the outermost wrapper, and at an environment that was just made
+            names = self._ask("_call", ("__dir__", (), {}), unknown)
             env = self.venv.env_fns[0]()
-            found = [_has(env, name)] * len(unknown)
+            found = [name in of_env or _has(env, name) for of_env in names]
             env.close()
         self._known.update((name, i) for i, has in zip(unknown, found, strict=True) if has)
         return all(found)

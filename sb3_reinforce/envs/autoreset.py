@@ -30,14 +30,16 @@ def layers_of(venv: VectorEnv) -> list[VectorEnv]:
 def declared_mode(venv: VectorEnv) -> str | None:
     """
     :param venv: A vector environment
-    :return: The autoreset mode that its metadata says, ``None`` if they say nothing
+    :return: The autoreset mode that it or its metadata say, ``None`` if they say nothing
     :raises ValueError: If they say something else
     """
+    base = layers_of(venv)[-1]
     metadata: Any = venv.metadata
     mode = (metadata or {}).get("autoreset_mode")
-    if metadata is getattr(VectorEnv, "metadata", None):
-        # One dict for all classes that have none of their own: another environment may have written into it
-        mode = getattr(layers_of(venv)[-1], "autoreset_mode", None)
+    if metadata is base.metadata:
+        # The dict may belong to a class, and another environment may have written into it
+        is_shared = metadata is getattr(VectorEnv, "metadata", None)
+        mode = getattr(base, "autoreset_mode", None if is_shared else mode)
     if mode is None:
         return None
     value = getattr(mode, "value", mode)
