@@ -152,11 +152,12 @@ class Access:
     that of the vector environment.
 
     :param venv: The vector environment
+    :param n_envs: The number of its environments
     """
 
-    def __init__(self, venv: Any):
+    def __init__(self, venv: Any, n_envs: int):
         self.layers: list[Any] = layers_of(venv)
-        self.n_envs: int = venv.num_envs
+        self.n_envs = n_envs
         base = self.layers[-1]
         self._sub_envs: _SubEnvs | None = None
         if isinstance(base, SyncVectorEnv):

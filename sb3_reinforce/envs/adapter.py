@@ -33,20 +33,20 @@ class VectorEnvAdapter(VecEnv):
     leaves them out.
 
     :param venv: The vector environment
+    :param n_envs: The number of its environments
     :param observation_space: The observation space of one environment
     :param action_space: The action space of one environment
     :raises ValueError: If SB3 does not support the spaces, or if there is no environment
     """
 
-    def __init__(self, venv: Any, observation_space: gym.Space, action_space: gym.Space):
+    def __init__(self, venv: Any, n_envs: int, observation_space: gym.Space, action_space: gym.Space):
         check_spaces(observation_space, action_space)
-        n_envs = int(venv.num_envs)
         if n_envs < 1:
             raise ValueError(f"A vector environment must have at least one environment, got {n_envs}.")
         self.venv = venv
         self.has_dead_steps = False
         self.warns_of_dead_steps = True
-        self._access = Access(venv)
+        self._access = Access(venv, n_envs)
         self._batch = ObservationBatch(observation_space)
         self._statistics = EpisodeStatistics(n_envs)
         self._copies_observations = True
@@ -131,9 +131,11 @@ class VectorEnvAdapter(VecEnv):
         return obs, rewards.astype(np.float32), dones, step_infos
 
     def _mark_dead(self, dead: Sequence[int], rows: Rows, step_infos: list[dict[str, Any]]) -> None:
+        marked, nothing = {"dead_step": True}, dict[str, Any]()
         for i in dead:
-            self.reset_infos[i] = row = rows.pop(i, {})
-            step_infos[i] = {**row, "dead_step": True}
+            row = rows.pop(i, nothing)
+            self.reset_infos[i] = row
+            step_infos[i] = {**row, **marked} if row else marked
         if self.warns_of_dead_steps:
             self.warns_of_dead_steps = False
             warnings.warn(_OF_DEAD_STEPS, stacklevel=5)
@@ -143,13 +145,16 @@ class VectorEnvAdapter(VecEnv):
     ) -> None:
         """Put the infos of the last steps of episodes in place, with what SB3 expects there."""
         returns, lengths, seconds = self._statistics.end(ended)
+        without_infos = not rows and not self._has_monitors
         for i, obs, was_cut, r, length in zip(ended.tolist(), last_obs, cut, returns, lengths, strict=True):
             episode = {"r": r, "l": length, "t": seconds}
-            step_infos[i] = info = {"terminal_observation": obs, "TimeLimit.truncated": was_cut}
-            if i in rows:
-                info.update(rows.pop(i) | info)
-            if "episode" not in info and not self._has_monitors:
-                info["episode"] = episode
+            info = {"terminal_observation": obs, "TimeLimit.truncated": was_cut, "episode": episode}
+            step_infos[i] = info if without_infos else self._with_own(rows.pop(i, {}), info)
+
+    def _with_own(self, own: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+        """The environment's own info of a last step, completed. Its own statistics come first."""
+        episode = info.pop("episode")
+        return {**({} if self._has_monitors else {"episode": episode}), **own, **info}
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """

@@ -35,7 +35,7 @@ class EnvPoolVecEnv(VectorEnvAdapter):
             )
         if config.get("max_num_players", 1) != 1:
             raise ValueError(f"Environments of EnvPool must have 1 player, got {config['max_num_players']}.")
-        super().__init__(envs, envs.observation_space, envs.action_space)
+        super().__init__(envs, n_envs, envs.observation_space, envs.action_space)
 
     def _reset_all(self) -> tuple[Any, Any]:
         return self.venv.reset()

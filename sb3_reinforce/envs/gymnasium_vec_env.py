@@ -30,7 +30,7 @@ class GymnasiumVecEnv(VectorEnvAdapter):
             self._mode = SAME_STEP  # the only mode before Gymnasium 1.0
         self._masked_reset = MaskedReset(venv)
         self._base = self._masked_reset.base
-        super().__init__(venv, venv.single_observation_space, venv.single_action_space)
+        super().__init__(venv, int(venv.num_envs), venv.single_observation_space, venv.single_action_space)
         # Their environments get the actions as they are, as with SB3's own VecEnvs
         self._has_objects = isinstance(self._base, (SyncVectorEnv, AsyncVectorEnv))
         self._copies_observations = not (self._has_objects and venv is self._base and venv.copy)  # type: ignore[attr-defined]

@@ -13,25 +13,27 @@ class EpisodeStatistics:
     """
 
     def __init__(self, n_envs: int):
-        self.returns = np.zeros(n_envs)
-        self.lengths = np.zeros(n_envs, dtype=np.int64)
+        self._counts = np.zeros((2, n_envs))  # returns and lengths
         self.start = time.time()
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The number of steps that each environment has played in its episode."""
+        return self._counts[1]
 
     def clear(self) -> None:
         """Begin new episodes in all environments."""
-        self.returns[:] = 0.0
-        self.lengths[:] = 0
+        self._counts[:] = 0.0
 
     def add(self, rewards: np.ndarray, dead: np.ndarray | None = None) -> None:
         """
         :param rewards: The rewards of a step, of shape (n_envs,)
         :param dead: The environments that have not played, but only begun an episode
         """
-        self.returns += rewards
-        self.lengths += 1
+        self._counts[0] += rewards
+        self._counts[1] += 1.0
         if dead is not None:
-            self.returns[dead] = 0.0
-            self.lengths[dead] = 0
+            self._counts[:, dead] = 0.0
 
     def end(self, env_ids: np.ndarray) -> tuple[list[float], list[int], float]:
         """
@@ -40,9 +42,8 @@ class EpisodeStatistics:
         :param env_ids: The environments whose episodes have ended
         :return: The return and the length of each of these episodes, and the seconds since the beginning
         """
-        returns, lengths = self.returns.take(env_ids).tolist(), self.lengths.take(env_ids).tolist()
-        self.returns[env_ids] = 0.0
-        self.lengths[env_ids] = 0
+        returns, lengths = self._counts.take(env_ids, axis=1).tolist()
+        self._counts[:, env_ids] = 0.0
         # Rounded as by the Monitor, which takes longer than all the rest
         rounded = [r if r.is_integer() else round(r, 6) for r in returns]
-        return rounded, lengths, round(time.time() - self.start, 6)
+        return rounded, list(map(int, lengths)), round(time.time() - self.start, 6)

@@ -173,7 +173,6 @@ class PoolOfWalks:
     def __init__(self, n_envs: int = 5, space: str = "Box", seed: int = 0):
         self.walks = NativeWalks("NextStep", n_envs, space)
         self.seed, self.fresh = seed, True
-        self.num_envs = n_envs
         self.config = {"num_envs": n_envs, "batch_size": n_envs, "max_num_players": 1, "seed": seed}
         self.all_env_ids = np.arange(n_envs, dtype=np.int32)
         self.observation_space, self.action_space = self.walks.single_observation_space, self.walks.single_action_space
