@@ -92,7 +92,7 @@ class VectorEnvAdapter(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self._statistics.clear()
-        rows = split(self._plain_infos(infos), self.num_envs)
+        rows = split(self._plain_infos(infos or {}), self.num_envs)
         self.reset_infos = [rows.get(i, {}) for i in range(self.num_envs)]
         return self._batch.take(obs, self.num_envs)
 
@@ -110,7 +110,8 @@ class VectorEnvAdapter(VecEnv):
         """
         new_obs, rewards, terminated, truncated, infos = self._act(np.asarray(self._actions))
         obs = self._batch.take(new_obs, self.num_envs, self._copies_observations)
-        rewards, terminated, truncated = as_numpy(rewards), as_numpy(terminated), as_numpy(truncated)
+        rewards = as_numpy(rewards)
+        terminated, truncated = (as_numpy(flags).astype(bool, copy=False) for flags in (terminated, truncated))
         dones = np.logical_or(terminated, truncated)
         ended = dones.nonzero()[0]
         dead, self._dead = self._dead, None

@@ -117,7 +117,7 @@ class MaskedReset:
         wrappers keep theirs: Gymnasium's environments remove the mask from the options, before the wrappers have seen it.
         """
         base, watched = self.base, []
-        reset = base.reset
+        reset, own = base.reset, vars(self.base).get("reset")
 
         def watching(*args: Any, options: dict[str, Any] | None = None, **kwargs: Any) -> Any:
             self._arrived = True
@@ -130,7 +130,10 @@ class MaskedReset:
         try:
             yield watched
         finally:
-            del base.reset
+            if own is None:
+                del base.reset
+            else:
+                base.reset = own  # type: ignore[method-assign]
 
 
 class _WatchedOptions(dict):

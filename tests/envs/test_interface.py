@@ -401,6 +401,23 @@ def test_actions_are_cast_where_a_native_environment_needs_it() -> None:
         env.step(actions)  # type: ignore[arg-type]
 
 
+def test_flags_may_be_integers() -> None:
+    class Integers(NativeWalks):
+        def step(self, actions: np.ndarray) -> Any:
+            obs, rewards, terminated, truncated, infos = super().step(actions)
+            return obs, rewards.astype(np.float16), terminated.astype(int), truncated.astype(np.uint8), infos
+
+    env = GymnasiumVecEnv(Integers("SameStep", N_ENVS))
+    env.seed(0)
+    env.reset()
+    seen = set()
+    for _ in range(100):
+        _, rewards, dones, infos = env.step(np.ones(N_ENVS, int))
+        assert rewards.dtype == np.float32 and dones.dtype == bool
+        seen |= {info["TimeLimit.truncated"] for info in infos if info}
+    assert seen == {True, False}
+
+
 def test_tensors_are_taken_as_arrays() -> None:
     import torch as th
 
