@@ -184,7 +184,7 @@ def imports_of(module: str) -> set[str]:
 
 #: The wings, from the ground up. A module imports from its own wing and from those further down
 FLOORS = [
-    {"finite", "monte_carlo"},
+    {"envs", "finite", "monte_carlo"},
     {"arguments"},
     {"buffers", "policies", "distributed"},
     {"actor_critic"},
