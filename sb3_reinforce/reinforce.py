@@ -30,6 +30,7 @@ from sb3_reinforce.monte_carlo.baselines import Baseline, BaselineFunction, make
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.rollout import sb3_buffer
 from sb3_reinforce.rollout.callback_locals import RolloutCallbacks
+from sb3_reinforce.rollout.dead_steps import DeadSteps, as_vec_env
 from sb3_reinforce.rollout.observations import check_statistics, check_step, judged_observations
 from sb3_reinforce.rollout.player import Player
 from sb3_reinforce.update.advice import Advisor
@@ -318,6 +319,10 @@ class REINFORCE(OnPolicyAlgorithm):
         if seed is not None and hasattr(self, "_player"):
             self._player.seed(seed)
 
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        return OnPolicyAlgorithm._wrap_env(as_vec_env(env), verbose, monitor_wrapper)
+
     # The strategies, which are made from the model's current attributes on each access, as any of these may be replaced
 
     @property
@@ -400,6 +405,7 @@ class REINFORCE(OnPolicyAlgorithm):
         add, sample = without_underflow(rollout_buffer.add), without_underflow(sampler.sample)
         values_known = sampler.evaluates
         watched = bool(getattr(callback, "callbacks", True))  # only a callback can change the policy meanwhile
+        dead_steps = DeadSteps(env)
 
         while not recorder.finished:
             n_steps = recorder.n_vector_steps
@@ -408,7 +414,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 sample, values_known = without_underflow(sampler.sample), values_known and sampler.evaluates
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 reset_noise(self.policy, env.num_envs)
-            acted_on = self._last_obs
+            acted_on, dead = self._last_obs, dead_steps.coming()
             actions, *evaluated = sample(acted_on, timestep)
             clipped_actions = to_environment(actions, self.action_space, self.policy)
 
@@ -419,18 +425,22 @@ class REINFORCE(OnPolicyAlgorithm):
             if not callback.on_step():
                 return self._player.share(callback, goes_on=False).goes_on
 
-            recording = recorder.recording
+            recording = recorder.recording if dead is None else recorder.recording_without(dead)
             check_step(judged(new_obs), rewards, recording, timestep, self._vec_normalize_env)  # type: ignore[arg-type]
             if np.count_nonzero(dones) or any("episode" in info for info in infos):
-                self._update_info_buffer([infos[i] for i in recording], dones[recording])
+                telling = [i for i in recording.tolist() if infos[i]]
+                self._update_info_buffer([infos[i] for i in telling], dones[telling])
             step = (acted_on, actions, rewards, self._last_episode_starts, evaluated[0], evaluated[1], recording)
             add(*step, sampler.extras) if sampler.extras else add(*step)
             n_cut = len(recorder.cut)
             recorder.advance(dones, infos, new_obs)  # type: ignore[arg-type]
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            if dead is not None:
+                recorder.skip(dead)
+                self._last_episode_starts[dead] = True
             if len(recorder.cut) > n_cut:
                 ended = self._player.infos_of_cut(env, recorder.cut[n_cut:], infos)
                 self._update_info_buffer(ended, np.ones(len(ended), dtype=bool))
-            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
         n_steps = recorder.n_vector_steps
         if not self._player.finish(callback, rollout_buffer, recorder, values_known):

@@ -59,6 +59,11 @@ class VectorEnvAdapter(VecEnv):
         monitors = (Monitor, gym.wrappers.RecordEpisodeStatistics)
         self._has_monitors = any(all(self.env_is_wrapped(monitor)) for monitor in monitors)
 
+    @property
+    def next_dead(self) -> np.ndarray | None:
+        """The environments whose next step is dead; ``None`` if there are none."""
+        return self._dead
+
     # What the kinds of vector environments do in ways of their own
 
     @abstractmethod

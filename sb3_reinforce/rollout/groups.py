@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.actor_critic.sampler import Observation
+from sb3_reinforce.rollout.wrappers import innermost
 
 
 def seeds_of_groups(base: int, n_updates: int, groups: range, group_size: int) -> list[int]:
@@ -26,9 +27,7 @@ def reset_with_seeds(env: VecEnv, seeds: list[int]) -> Any:
     :param seeds: The seed of each
     :return: Their first observations
     """
-    inner: Any = env
-    while isinstance(inner, VecEnvWrapper):
-        inner = inner.venv
+    inner = innermost(env)
     inner.seed(seeds[0])  # makes whatever such an environment keeps its seeds in
     inner._seeds = list(seeds)
     return env.reset()

@@ -14,6 +14,7 @@ from sb3_reinforce.actor_critic.sampler import PolicySampler, reset_noise
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.distributed import Report
 from sb3_reinforce.rollout.advantages import AdvantageEstimator
+from sb3_reinforce.rollout.dead_steps import DeadSteps
 from sb3_reinforce.rollout.episode_infos import info_of_cut_episode
 from sb3_reinforce.rollout.groups import check_alike, reset_with_seeds, seeds_of_groups
 from sb3_reinforce.rollout.limits import EpisodeLimits
@@ -75,7 +76,7 @@ class Player:
             return FixedLength(env.num_envs, n_steps, first)
         if model.group_size > 1:
             model._last_obs = self._reset_groups(env)
-        elif not model._last_episode_starts.all():
+        elif not model._last_episode_starts.all() or DeadSteps(env).coming() is not None:
             model._last_obs = env.reset()
         model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         cuts_expected = self.limits.read(env, model.horizon)

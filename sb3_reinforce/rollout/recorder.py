@@ -82,6 +82,25 @@ class Recorder:
         """
         raise NotImplementedError()
 
+    def recording_without(self, dead: np.ndarray) -> np.ndarray:
+        """
+        :param dead: Some environments
+        :return: Indices of the others that still record
+        """
+        is_recording = self._is_recording.copy()
+        is_recording[dead] = False
+        return np.flatnonzero(is_recording)
+
+    def skip(self, dead: np.ndarray) -> None:
+        """
+        Leave out the vector step that was noted last.
+
+        :param dead: The environments for which it was no timestep: their episodes begin with the next one
+        """
+        self._starts[dead] = self.n_vector_steps
+        for env_id in dead.tolist():
+            self._began[env_id] = self.n_vector_steps
+
     def _end_episode(self, env_id: int, final_observation: Observation | None, unfinished: bool = False) -> None:
         start, first_timestep = int(self._starts[env_id]), self._first_timesteps[env_id]
         self.episodes.append(
@@ -178,4 +197,5 @@ class FixedLength(Recorder):
             self.next_timesteps = [self.timestep(env_id) for env_id in range(self.n_envs)]
             for env_id in np.flatnonzero(np.logical_not(dones)).tolist():
                 self._end_episode(env_id, row(new_obs, env_id), unfinished=True)
+            self._is_recording[:] = False
             self.recording = self.recording[:0]
