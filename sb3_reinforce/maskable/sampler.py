@@ -1,6 +1,7 @@
 """Drawing actions among those that the environments allow."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -23,6 +24,15 @@ HEADS: dict[type, type[Head]] = {
 }
 
 
+def has_known_distribution(policy: Any) -> bool:
+    """
+    :param policy: A maskable policy
+    :return: Whether its distribution of actions is one of sb3-contrib's own, none of whose methods is replaced
+    """
+    kind = type(policy.action_dist)
+    return kind in HEADS and not any(callable(getattr(kind, name, None)) for name in vars(policy.action_dist))
+
+
 class MaskReader:
     """
     The masks of the states that the environments are in.
@@ -37,7 +47,7 @@ class MaskReader:
         self._source = mask_source(env)
 
     def start_rollout(self) -> None:
-        """Look the methods up anew, as they may have been replaced."""
+        """Find the source anew, as the wrappers may have been replaced."""
         self._source = mask_source(self.env)
 
     def __call__(self, timestep: Timestep) -> np.ndarray:
