@@ -38,7 +38,7 @@ class MaskLayout:
             )
         self.is_discrete = isinstance(space, spaces.Discrete)
         self.n = sum(self.sizes)
-        self._starts = np.cumsum([0, *self.sizes[:-1]])
+        self.starts = np.cumsum([0, *self.sizes[:-1]])
 
     def rows(self, masks: Any, n_envs: int) -> np.ndarray:
         """
@@ -98,7 +98,7 @@ class MaskLayout:
         :param masks: Masks, shape ``(n_envs, n)``, bool
         :return: Index of the first mask that allows no value of some dimension of the action; ``None`` if there is none
         """
-        allowed = masks.any(axis=1) if self.is_discrete else np.logical_or.reduceat(masks, self._starts, axis=1).all(axis=1)
+        allowed = masks.any(axis=1) if self.is_discrete else np.logical_or.reduceat(masks, self.starts, axis=1).all(axis=1)
         return None if allowed.all() else int(allowed.argmin())
 
     def _or_parts(self) -> str:

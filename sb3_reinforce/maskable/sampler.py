@@ -84,7 +84,20 @@ class MaskablePolicySampler(PolicySampler):
 
     def act(self, obs: th.Tensor | dict[str, th.Tensor], timestep: Timestep) -> tuple[th.Tensor, ...]:  # type: ignore[override]
         self.extras = {"action_masks": self.reader(timestep)}
-        return self.policy(obs, **self.extras)
+        actions, *evaluated = self.policy(obs, **self.extras)
+        self._check_allowed(actions.cpu().numpy(), timestep)
+        return actions, *evaluated
+
+    def _check_allowed(self, actions: np.ndarray, timestep: Timestep) -> None:
+        """A policy of the user's own may forget the masks."""
+        columns = actions.reshape(len(actions), -1).astype(int) + self.reader.layout.starts
+        allowed = np.take_along_axis(self.extras["action_masks"], columns, axis=1).all(axis=1)
+        if not allowed.all():
+            env_id = int(allowed.argmin())
+            raise ValueError(
+                f"The actions of {type(self.policy).__name__} must be allowed by `action_masks`, got {actions[env_id]} in "
+                f"environment {env_id} at timestep {timestep(env_id)} of its episode."
+            )
 
 
 class MaskableActorSampler(MaskablePolicySampler):
