@@ -1,5 +1,6 @@
 """Environments whose masks follow from the observation, and which take a forbidden action for an error."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,12 @@ def mask_of(space: spaces.Space, episode: int, timestep: int) -> np.ndarray:
     The mask of a state: of each dimension it forbids one value or none. It is another one in the next state, and (after most
     lengths of an episode) in the first state of the next episode.
     """
-    parts = []
-    for i, size in enumerate(sizes_of(space)):
-        part = np.ones(size, dtype=bool)
-        forbidden = (11 * episode + timestep + i) % (size + 1)
-        parts.append(part & (np.arange(size) != forbidden))
-    return np.concatenate(parts)
+    return _mask(tuple(sizes_of(space)), 11 * episode + timestep).copy()
+
+
+@functools.cache
+def _mask(sizes: tuple[int, ...], number: int) -> np.ndarray:
+    return np.concatenate([np.arange(size) != (number + i) % (size + 1) for i, size in enumerate(sizes)])
 
 
 def is_allowed(space: spaces.Space, mask: np.ndarray, action: Any) -> bool:

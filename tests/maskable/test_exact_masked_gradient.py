@@ -62,7 +62,7 @@ def test_under_masks_the_estimate_is_unbiased(baseline: Any) -> None:
 
 
 def test_under_masks_the_mean_shrinks_the_gradient_by_its_own_share() -> None:
-    rollout = {"n_envs": 3, "n_episodes": 1, "n_updates": 400}
+    rollout = {"n_envs": 3, "n_episodes": 1, "n_updates": 300}
     assert_agrees(measure(exact_gradient(GAMMA) * 2 / 3, baseline="mean", reward_to_go=False, **rollout))
 
 
