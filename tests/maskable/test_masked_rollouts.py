@@ -158,22 +158,23 @@ def test_environments_may_give_a_part_for_each_dimension() -> None:
 
 
 class OfAll(VecEnvWrapper):
-    """Gives the masks of all environments itself, as one array that it overwrites."""
+    """Gives the masks of all environments itself, as one array that each step overwrites."""
 
     def __init__(self, venv: VecEnv):
         super().__init__(venv)
         self.masks = np.ones((venv.num_envs, 5), dtype=bool)
 
     def reset(self) -> Any:
-        self.obs: Any = self.venv.reset()
-        return self.obs
+        obs: Any = self.venv.reset()
+        self.masks[:] = masks_of(DISCRETE, obs)
+        return obs
 
     def step_wait(self) -> Any:
-        self.obs, *others = self.venv.step_wait()
-        return self.obs, *others
+        obs, *others = self.venv.step_wait()
+        self.masks[:] = masks_of(DISCRETE, obs)  # type: ignore[arg-type]
+        return obs, *others
 
     def action_masks(self) -> np.ndarray:
-        self.masks[:] = masks_of(DISCRETE, self.obs)
         return self.masks
 
 
