@@ -158,6 +158,8 @@ class REINFORCE(OnPolicyAlgorithm):
     }
     #: The class that the policy must be derived from
     policy_base: ClassVar[type[BasePolicy]] = ActorCriticPolicy
+    #: Further arguments of the policy, which callbacks may read; ``None`` if a rollout does without them
+    policy_extras: ClassVar[tuple[str, ...]] = ()
     #: Action spaces that the policies have distributions for
     supported_action_spaces: ClassVar[tuple[type[spaces.Space], ...]] = (
         spaces.Box,

@@ -41,6 +41,11 @@ def _equal(a: th.Tensor, b: th.Tensor) -> bool:
     return th.allclose(a, b.to(a.dtype), equal_nan=True)
 
 
+def _distributions_in(action_dist: object) -> object:
+    """The distribution that an ``action_dist`` holds, or the list of them, which sb3-contrib calls ``distributions``."""
+    return getattr(action_dist, "distributions", None) or getattr(action_dist, "distribution", None)
+
+
 class ActorCritic:
     """
     Any policy: actor and critic come from ``evaluate_actions`` and ``forward``, as SB3 calls them.
@@ -145,9 +150,9 @@ class ActorCritic:
         """
         # SB3's `get_distribution` may not call the methods of such a policy, whose `evaluate_actions` is trained
         policy = self.policy
-        before = getattr(policy.action_dist, "distribution", None)
+        before = _distributions_in(policy.action_dist)
         log_probs = self.evaluate(piece)[1]
-        found = getattr(policy.action_dist, "distribution", None)
+        found = _distributions_in(policy.action_dist)
         try:
             left = found is not before and _equal(policy.action_dist.log_prob(piece.actions), log_probs)
         except Exception:  # it may be the distribution of something else

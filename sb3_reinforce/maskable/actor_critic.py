@@ -17,7 +17,14 @@ from sb3_reinforce.actor_critic.numpy_sampler import is_understood
 from sb3_reinforce.actor_critic.sampler import PolicySampler
 from sb3_reinforce.maskable.distributions import evaluate, make_distributions, sample
 from sb3_reinforce.maskable.masks import MaskLayout
-from sb3_reinforce.maskable.sampler import HEADS, MaskableActorSampler, MaskableNumpySampler, MaskablePolicySampler, MaskReader
+from sb3_reinforce.maskable.sampler import (
+    HEADS,
+    MaskableActorSampler,
+    MaskableNumpySampler,
+    MaskablePolicySampler,
+    MaskReader,
+    has_known_distribution,
+)
 
 
 class MaskableActorCritic(ActorCritic):
@@ -38,7 +45,9 @@ class MaskableActorCritic(ActorCritic):
         return MaskLayout(self.policy.action_space)
 
     def sampler(self, env: VecEnv, rng: np.random.Generator) -> PolicySampler:
-        return MaskablePolicySampler(self.policy, MaskReader(env, self.layout)) if self.use_masking else super().sampler(env, rng)
+        return (
+            MaskablePolicySampler(self.policy, MaskReader(env, self.layout)) if self.use_masking else super().sampler(env, rng)
+        )
 
     def fits(self, sampler: PolicySampler) -> bool:
         kind = MaskablePolicySampler if self.use_masking else PolicySampler
@@ -73,7 +82,7 @@ class SeparableMaskableActorCritic(SeparableActorCritic):
 
     def evaluate(self, piece: Batch) -> Evaluation:
         policy = self.policy
-        features = policy.extract_features(piece.observations)  # type: ignore[arg-type]
+        features = policy.extract_features(piece.observations)
         of_actor, of_critic = features if isinstance(features, tuple) else (features, features)
         values = policy.value_net(policy.mlp_extractor.forward_critic(of_critic)).flatten()
         return values, *evaluate(self._of_features(of_actor, piece.extras.get("action_masks")), piece.actions)
@@ -108,5 +117,5 @@ def make_maskable_actor_critic(policy: MaskableActorCriticPolicy, use_masking: b
     :param use_masking: Whether the actions are drawn among those that the environments allow
     :return: Its actor and critic, called separately if that gives the same results
     """
-    separable = has_sb3_forward(policy, MaskableActorCriticPolicy)  # type: ignore[arg-type]
+    separable = has_sb3_forward(policy, MaskableActorCriticPolicy) and has_known_distribution(policy)  # type: ignore[arg-type]
     return (SeparableMaskableActorCritic if separable else MaskableActorCritic)(policy, use_masking)

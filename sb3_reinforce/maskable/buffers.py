@@ -57,7 +57,7 @@ class MaskableEpisodeRolloutBuffer(_WithMasks):
     """
 
 
-class MaskableEpisodeDictRolloutBuffer(_WithMasks, EpisodeDictRolloutBuffer):
+class MaskableEpisodeDictRolloutBuffer(_WithMasks, EpisodeDictRolloutBuffer):  # type: ignore[misc]
     """
     :class:`MaskableEpisodeRolloutBuffer` for dictionary observations.
 

@@ -1,10 +1,13 @@
 """Masks of actions: reading them from the environments, and checking them."""
 
+import copy
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
@@ -35,7 +38,7 @@ class MaskLayout:
             )
         self.is_discrete = isinstance(space, spaces.Discrete)
         self.n = sum(self.sizes)
-        self._starts = np.cumsum([0, *self.sizes[:-1]])
+        self.starts = np.cumsum([0, *self.sizes[:-1]])
 
     def rows(self, masks: Any, n_envs: int) -> np.ndarray:
         """
@@ -46,12 +49,26 @@ class MaskLayout:
         """
         if isinstance(masks, np.ndarray) and masks.dtype == bool and masks.shape == (n_envs, self.n):
             return masks
-        if not isinstance(masks, np.ndarray | Sequence) or isinstance(masks, str) or len(masks) != n_envs:
+        if not _is_sequence(masks) or len(masks) != n_envs:
             raise ValueError(
-                f"The action masks must be one for each of the {n_envs} environments, with {self._expected()}, "
+                f"The action masks must have the shape ({n_envs}, {self.n}), a row for each environment{self._or_parts()}, "
                 f"got {_form(masks)}."
             )
         return np.stack([self.row(mask, f" in environment {i}") for i, mask in enumerate(masks)])
+
+    def only_row(self, masks: Any) -> np.ndarray:
+        """
+        :param masks: The mask of the only action, see :meth:`row`, or a sequence with just this mask
+        :return: The mask, shape ``(1, n)``, bool
+        :raises ValueError: If it has another form
+        """
+        try:
+            return self.row(masks)[None]
+        except ValueError as error:
+            if _is_sequence(masks) and len(masks) == 1:
+                with suppress(ValueError):
+                    return self.row(masks[0])[None]
+            raise error
 
     def row(self, mask: Any, where: str = "") -> np.ndarray:
         """
@@ -65,13 +82,13 @@ class MaskLayout:
             return mask
         array = _as_array(mask)
         if array is None or array.dtype.kind == "O":  # perhaps the parts are of different lengths
-            parts = [_as_array(part) for part in mask] if isinstance(mask, np.ndarray | Sequence) else []
+            parts = [_as_array(part) for part in mask] if _is_sequence(mask) else []
             fits = [part.shape for part in parts if part is not None] == [(size,) for size in self.sizes]
             array = np.concatenate(parts) if fits and len(parts) == len(self.sizes) else None  # type: ignore[arg-type]
         elif not self.is_discrete and [*array.shape] == [len(self.sizes), self.sizes[0]] and len(set(self.sizes)) == 1:
             array = array.reshape(-1)
         if array is None or array.shape != (self.n,):
-            raise ValueError(f"The action mask must have {self._expected()}, got {_form(mask)}{where}.")
+            raise ValueError(f"The action mask must have the shape ({self.n},){self._or_parts()}, got {_form(mask)}{where}.")
         if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
             raise ValueError(f"The action mask must hold booleans, or zeros and ones, got {mask!r}{where}.")
         return array.astype(bool)
@@ -81,15 +98,22 @@ class MaskLayout:
         :param masks: Masks, shape ``(n_envs, n)``, bool
         :return: Index of the first mask that allows no value of some dimension of the action; ``None`` if there is none
         """
-        allowed = masks.any(axis=1) if self.is_discrete else np.logical_or.reduceat(masks, self._starts, axis=1).all(axis=1)
+        allowed = masks.any(axis=1) if self.is_discrete else np.logical_or.reduceat(masks, self.starts, axis=1).all(axis=1)
         return None if allowed.all() else int(allowed.argmin())
 
-    def _expected(self) -> str:
-        flat = f"the shape ({self.n},)"
-        return flat if self.is_discrete else f"{flat} or one part for each dimension of the action, of lengths {self.sizes}"
+    def _or_parts(self) -> str:
+        return "" if self.is_discrete else f", or a part for each dimension of the action, of lengths {self.sizes}"
+
+
+def _is_sequence(masks: Any) -> bool:
+    if isinstance(masks, np.ndarray | th.Tensor):
+        return masks.ndim > 0
+    return isinstance(masks, Sequence) and not isinstance(masks, str | bytes)
 
 
 def _as_array(mask: Any) -> np.ndarray | None:
+    if isinstance(mask, th.Tensor):
+        mask = mask.detach().cpu()
     try:
         return np.asarray(mask)
     except ValueError:  # its parts are of different lengths
@@ -99,17 +123,24 @@ def _as_array(mask: Any) -> np.ndarray | None:
 def _form(mask: Any) -> str:
     array = _as_array(mask)
     if array is None or array.dtype.kind == "O" or array.ndim == 0:
-        lengths = [len(part) if hasattr(part, "__len__") else 1 for part in mask] if isinstance(mask, Sequence) else None
-        return repr(mask) if lengths is None or isinstance(mask, str) else f"parts of lengths {lengths}"
+        lengths = [len(part) if hasattr(part, "__len__") else 1 for part in mask] if _is_sequence(mask) else None
+        return repr(mask) if lengths is None else f"parts of lengths {lengths}"
     return f"the shape {array.shape}"
 
 
 def of_vec_env(env: VecEnv) -> MaskSource | None:
     """
     :param env: Environments
-    :return: The method ``action_masks`` of the vector environment itself, which gives the masks of all environments at once
+    :return: The method ``action_masks`` of the outermost vector environment that has one, which gives the masks of all
+        environments at once
     """
-    method = getattr(env, EXPECTED_METHOD_NAME, None)
+    layer: Any = env
+    # A wrapper that has none would pass the question on, and refuse to answer if several layers further in have one
+    while isinstance(layer, VecEnvWrapper) and not (
+        hasattr(type(layer), EXPECTED_METHOD_NAME) or EXPECTED_METHOD_NAME in vars(layer)
+    ):
+        layer = layer.venv
+    method = getattr(layer, EXPECTED_METHOD_NAME, None)
     return method if callable(method) else None
 
 
@@ -129,8 +160,7 @@ def has_masks(env: Any) -> bool:
 def mask_source(env: VecEnv) -> MaskSource:
     """
     :param env: Environments that have masks
-    :return: Gives their masks. The methods of environments in this process are looked up once, as it takes longer than to
-        call them
+    :return: Gives their masks
     """
     own = of_vec_env(env)
     if own is not None:
@@ -139,6 +169,10 @@ def mask_source(env: VecEnv) -> MaskSource:
     while isinstance(inner, VecEnvWrapper) and type(inner).env_method is VecEnvWrapper.env_method:
         inner = inner.venv
     if type(inner) is DummyVecEnv:
-        methods = [single.get_wrapper_attr(EXPECTED_METHOD_NAME) for single in inner.envs]
-        return lambda: [method() for method in methods]
+        return partial(_of_each, inner)
     return partial(env.env_method, EXPECTED_METHOD_NAME)
+
+
+def _of_each(env: DummyVecEnv) -> list[Any]:
+    # As copies: all of them may write to the same array
+    return [copy.copy(single.get_wrapper_attr(EXPECTED_METHOD_NAME)()) for single in env.envs]

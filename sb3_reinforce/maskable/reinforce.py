@@ -6,11 +6,11 @@ import numpy as np
 from gymnasium import spaces
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.ppo_mask.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_reinforce.actor_critic.actor_critic import ActorCritic
+from sb3_reinforce.arguments import check_flag
 from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_reinforce.maskable.actor_critic import make_maskable_actor_critic
 from sb3_reinforce.maskable.buffers import MaskableEpisodeDictRolloutBuffer, MaskableEpisodeRolloutBuffer
@@ -38,7 +38,8 @@ class MaskableREINFORCE(REINFORCE):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    policy_base = MaskableActorCriticPolicy
+    policy_base: ClassVar[type[BasePolicy]] = MaskableActorCriticPolicy
+    policy_extras: ClassVar[tuple[str, ...]] = ("action_masks",)
     supported_action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     rollout_buffer_classes: ClassVar[tuple[type[EpisodeRolloutBuffer], type[EpisodeDictRolloutBuffer]]] = (
         MaskableEpisodeRolloutBuffer,
@@ -52,7 +53,7 @@ class MaskableREINFORCE(REINFORCE):
         policy_class = self.policy_class
         MaskLayout(self.action_space)
         if issubclass(policy_class, MaskableActorCriticPolicy):
-            self.policy_class = _without_sde(policy_class)  # type: ignore[assignment]
+            self.policy_class = _without_sde(policy_class)
         try:
             super()._make_parts()
         finally:
@@ -62,20 +63,14 @@ class MaskableREINFORCE(REINFORCE):
     def actor_critic(self) -> ActorCritic:
         return make_maskable_actor_critic(self.policy, self._use_masking)  # type: ignore[arg-type]
 
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        if self._use_masking and self.env is not None and not has_masks(self.env):
+    def _check_environment(self) -> None:
+        super()._check_environment()
+        is_learning = hasattr(self, "_player")  # the constructor does not know yet if masks are wanted
+        if is_learning and self._use_masking and not has_masks(self.env):
             raise ValueError(
-                "The environment must have a method `action_masks()`, got none. sb3-contrib's `ActionMasker` wrapper adds one; "
-                "`learn(..., use_masking=False)` learns without masks."
+                "The environment must have a method `action_masks()`, got none. sb3-contrib's `ActionMasker` wrapper adds "
+                "one; `learn(..., use_masking=False)` learns without masks."
             )
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def learn(  # type: ignore[override]
         self: SelfMaskableREINFORCE,
@@ -100,12 +95,14 @@ class MaskableREINFORCE(REINFORCE):
         :return: The trained model
         :raises ValueError: If the environments have no masks, or a mask of another form, or one that allows no action
         """
-        self._use_masking = use_masking
+        check_flag("use_masking", use_masking)
+        self._use_masking = bool(use_masking)
+        tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
         return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name or type(self).__name__, reset_num_timesteps, progress_bar=progress_bar
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar=progress_bar
         )
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
         state: tuple[np.ndarray, ...] | None = None,
@@ -127,7 +124,7 @@ class MaskableREINFORCE(REINFORCE):
         """
         if action_masks is None:
             self._warn_of_missing_masks()
-        else:
+        elif not isinstance(observation, tuple):  # for which the policy has an error of its own
             action_masks = self._check_masks(observation, action_masks)
         return self.policy.predict(  # type: ignore[call-arg]
             observation, state, episode_start, deterministic, action_masks=action_masks
@@ -135,24 +132,25 @@ class MaskableREINFORCE(REINFORCE):
 
     def _check_masks(self, observation: np.ndarray | dict[str, np.ndarray], masks: Any) -> np.ndarray:
         layout = MaskLayout(self.action_space)
-        if self.policy.is_vectorized_observation(observation):
-            first = next(iter(observation.values())) if isinstance(observation, dict) else observation
-            rows = layout.rows(masks, len(first))
-        else:
-            is_batch = isinstance(masks, np.ndarray) and masks.shape == (1, layout.n)
-            rows = layout.row(masks[0] if is_batch else masks)[None]
+        obs = observation if isinstance(observation, dict) else np.asarray(observation)
+        n_obs = 1
+        if self.policy.is_vectorized_observation(obs):
+            n_obs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        rows = layout.only_row(masks) if n_obs == 1 else layout.rows(masks, n_obs)
         row = layout.first_without_choice(rows)
         if row is not None:
             raise ValueError(f"The action mask must allow at least one choice, got {rows[row]!r} for observation {row}.")
         return rows
 
     def _warn_of_missing_masks(self) -> None:
-        if self._warned_of_masks or not (has_masks(self.env) if self._n_updates == 0 else self._use_masking):
+        # The file of a MaskablePPO tells the timesteps, not the updates
+        trained = self._n_updates > 0 or self.num_timesteps > 0
+        if self._warned_of_masks or not (self._use_masking if trained else has_masks(self.env)):
             return
         self._warned_of_masks = True
         warnings.warn(
-            "The actions are predicted without masks, so they may be invalid, and an environment that ignores such actions may "
-            "never end: pass `action_masks` to `predict`, and evaluate with sb3-contrib's "
+            "The actions are predicted without masks, so they may be invalid, and an environment that ignores such actions "
+            "may never end: pass `action_masks` to `predict`, and evaluate with sb3-contrib's "
             "`sb3_contrib.common.maskable.evaluation.evaluate_policy` or `MaskableEvalCallback`.",
             UserWarning,
             stacklevel=3,

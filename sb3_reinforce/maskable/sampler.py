@@ -1,6 +1,7 @@
 """Drawing actions among those that the environments allow."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -23,6 +24,15 @@ HEADS: dict[type, type[Head]] = {
 }
 
 
+def has_known_distribution(policy: Any) -> bool:
+    """
+    :param policy: A maskable policy
+    :return: Whether its distribution of actions is one of sb3-contrib's own, none of whose methods is replaced
+    """
+    kind = type(policy.action_dist)
+    return kind in HEADS and not any(callable(getattr(kind, name, None)) for name in vars(policy.action_dist))
+
+
 class MaskReader:
     """
     The masks of the states that the environments are in.
@@ -37,7 +47,7 @@ class MaskReader:
         self._source = mask_source(env)
 
     def start_rollout(self) -> None:
-        """Look the methods up anew, as they may have been replaced."""
+        """Find the source anew, as the wrappers may have been replaced."""
         self._source = mask_source(self.env)
 
     def __call__(self, timestep: Timestep) -> np.ndarray:
@@ -74,7 +84,20 @@ class MaskablePolicySampler(PolicySampler):
 
     def act(self, obs: th.Tensor | dict[str, th.Tensor], timestep: Timestep) -> tuple[th.Tensor, ...]:  # type: ignore[override]
         self.extras = {"action_masks": self.reader(timestep)}
-        return self.policy(obs, **self.extras)
+        actions, *evaluated = self.policy(obs, **self.extras)
+        self._check_allowed(actions.cpu().numpy(), timestep)
+        return actions, *evaluated
+
+    def _check_allowed(self, actions: np.ndarray, timestep: Timestep) -> None:
+        """A policy of the user's own may forget the masks."""
+        columns = actions.reshape(len(actions), -1).astype(int) + self.reader.layout.starts
+        allowed = np.take_along_axis(self.extras["action_masks"], columns, axis=1).all(axis=1)
+        if not allowed.all():
+            env_id = int(allowed.argmin())
+            raise ValueError(
+                f"The actions of {type(self.policy).__name__} must be allowed by `action_masks`, got {actions[env_id]} in "
+                f"environment {env_id} at timestep {timestep(env_id)} of its episode."
+            )
 
 
 class MaskableActorSampler(MaskablePolicySampler):

@@ -16,7 +16,7 @@ from sb3_reinforce.actor_critic.sampler import PolicySampler, Sample, Timestep
 from sb3_reinforce.maskable.distributions import evaluate, make_distributions, sample
 from sb3_reinforce.maskable.masks import MaskLayout
 from sb3_reinforce.maskable.reinforce import MaskableREINFORCE
-from sb3_reinforce.maskable.sampler import HEADS, MaskReader, masked_outputs
+from sb3_reinforce.maskable.sampler import HEADS, MaskReader, has_known_distribution, masked_outputs
 from sb3_reinforce.recurrent.actor_critic import RecurrentActorCritic, SeparableRecurrentActorCritic
 from sb3_reinforce.recurrent.policies import (
     MaskableRecurrentActorCriticCnnPolicy,
@@ -166,6 +166,6 @@ class MaskableRecurrentREINFORCE(RecurrentREINFORCE, MaskableREINFORCE):
 
     @property
     def actor_critic(self) -> ActorCritic:
-        separable = has_sb3_forward(self.policy, MaskableRecurrentActorCriticPolicy)
+        separable = has_sb3_forward(self.policy, MaskableRecurrentActorCriticPolicy) and has_known_distribution(self.policy)
         kind = SeparableMaskableRecurrentActorCritic if separable else MaskableRecurrentActorCritic
         return kind(self.policy, self.max_sequence_length, self._use_masking)

@@ -64,7 +64,9 @@ class RolloutLocals(dict[str, Any]):
         self._computed = {"obs_tensor": obs_tensor, "values": values, "log_probs": log_probs}
 
     def _extras(self) -> dict[str, Any]:
-        return self["sampler"].extras if super().__contains__("sampler") else {}
+        if not super().__contains__("sampler"):
+            return {}
+        return {**dict.fromkeys(self["self"].policy_extras), **self["sampler"].extras}
 
     def __contains__(self, name: object) -> bool:
         computed = name in self._COMPUTED and super().__contains__("actions")
