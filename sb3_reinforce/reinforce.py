@@ -45,6 +45,8 @@ from sb3_reinforce.update.return_units import ReturnUnits, in_units, say_nothing
 FilePath = str | pathlib.Path | io.BufferedIOBase
 #: Timesteps of an update over all environments, unless ``n_steps`` or ``n_episodes`` says otherwise
 N_TIMESTEPS = 1024
+#: Minibatch size of the critic, and the largest number of minibatches in a pass, unless ``batch_size`` says otherwise
+BATCH_SIZE = 64
 #: Entropy coefficient of actions that are not continuous, unless ``ent_coef`` says otherwise
 ENT_COEF = 0.03
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
@@ -74,7 +76,8 @@ class REINFORCE(OnPolicyAlgorithm):
         ``None``: 1024, divided by the number of environments (of all workers)
     :param n_episodes: If given, each environment contributes this many episodes per update (fewer only after a cut at the
         horizon), and ``n_steps`` is ignored
-    :param batch_size: Minibatch size of the critic's regression
+    :param batch_size: Minibatch size of the critic's regression. ``None``: 64, or a 64th of the timesteps of the update if that is
+        more, so that the number of the critic's steps is bounded
     :param gamma: Discount factor, in [0, 1]
     :param gae_lambda: 1: the returns are sums of rewards, as in Monte Carlo methods. Below 1: Generalized Advantage
         Estimation, only with ``baseline="value"`` and ``reward_to_go=True``
@@ -188,7 +191,7 @@ class REINFORCE(OnPolicyAlgorithm):
         learning_rate: float | Schedule = 1e-3,
         n_steps: int | None = None,
         n_episodes: int | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         gamma: float = 0.99,
         gae_lambda: float = 1.0,
         reward_to_go: bool = True,
@@ -497,7 +500,8 @@ class REINFORCE(OnPolicyAlgorithm):
                 gradients = add_up(gradients, workers)
                 logs = dict(step.take(gradients, batch, weights, parameters) or {})
                 gradients = gradients._replace(actor=[], critic=[])  # they may be as large as the policy
-                passes = (self.n_critic_updates, self.batch_size, self.max_grad_norm)
+                batch_size = self.batch_size or max(BATCH_SIZE, -(-n_total // BATCH_SIZE))
+                passes = (self.n_critic_updates, batch_size, self.max_grad_norm)
                 fit_critic(actor_critic, targets, parameters.critic, *passes, workers)
             check_weights(self.policy)
             logs["approx_kl"] = approximate_kl(actor_critic, batch, gradients.log_probs, workers)

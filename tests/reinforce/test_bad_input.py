@@ -87,7 +87,7 @@ BAD_VALUES: list[tuple[str, list[Any], str]] = [
     ("n_steps", [0, -1, 2.5, "10", True, math.nan], "integer of at least 1"),
     ("n_episodes", [0, -1, 2.5, "10", True], "integer of at least 1"),
     ("horizon", [0, -5, 2.5, "10", True, math.inf], "integer of at least 1"),
-    ("batch_size", [0, -1, 0.5, None, True], "integer of at least 1"),
+    ("batch_size", [0, -1, 0.5, True], "integer of at least 1"),
     ("n_critic_updates", [-1, 0.5, None, True], "integer of at least 0"),
     ("gamma", [-0.1, 1.1, math.nan, math.inf, "0.9", None, True], r"number in \[0, 1\]"),
     ("gae_lambda", [-0.1, 1.1, math.nan, "0.9", None], r"number in \[0, 1\]"),
