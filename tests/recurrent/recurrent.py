@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_reinforce import REINFORCE, MaskableRecurrentREINFORCE, RecurrentREINFORCE
+from sb3_reinforce.actor_critic.state import forget_graphs
 from tests.helpers.environments import Scripted, vec
 
 VECTOR = spaces.Box(-1, 1, (3,), np.float32)
@@ -167,6 +168,7 @@ def lstm_outputs(lstm: nn.LSTM, inputs: th.Tensor, forget_after: int | None = No
 
 
 def in_float64(policy: Any) -> Any:
+    forget_graphs(policy)
     return copy.deepcopy(policy).double()
 
 
