@@ -16,6 +16,7 @@ from typing import Any
 
 import torch as th
 from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -164,9 +165,14 @@ class FisherOfDifferences(Fisher):
     ):
         super().__init__(actor_critic, batch, parameters, workers, keep)
         self._distance = 1e-2
+        self._features: list[list[th.Tensor]] = [[] for _ in self._pieces]
         self._outputs_with_graph: Outputs | None = None
         if len(self._pieces) == 1:
-            self._outputs_with_graph = self._outputs(self._pieces[0])
+            (self._outputs_with_graph,) = self._fresh_outputs()
+        else:
+            with th.no_grad():
+                for _ in self._fresh_outputs():
+                    pass  # they only leave the features of gSDE
 
     def __call__(self, vector: th.Tensor) -> th.Tensor:
         """
@@ -212,11 +218,12 @@ class FisherOfDifferences(Fisher):
         return self._fresh_outputs() if self._outputs_with_graph is None else iter([self._outputs_with_graph])
 
     def _fresh_outputs(self) -> Iterator[Outputs]:
-        return (self._outputs(piece) for piece in self._pieces)
+        return map(self._outputs, self._pieces, self._features)
 
-    def _outputs(self, piece: Batch) -> Outputs:
+    def _outputs(self, piece: Batch, features: list[th.Tensor]) -> Outputs:
         # At all points a piece has the same dropout
-        with sdpa_kernel(SDPBackend.MATH), _fixed_noise(piece.actions.device, self._noise):
+        noise = _fixed_noise(piece.actions.device, self._noise)
+        with sdpa_kernel(SDPBackend.MATH), noise, _fixed_features(self._actor_critic.policy, features):
             return [parameters_of(one) for one in self._actor_critic.distributions(piece)]
 
     def _outputs_at(self, length: float, direction: th.Tensor) -> list[list[th.Tensor]]:
@@ -247,6 +254,35 @@ class FisherOfDifferences(Fisher):
             materialize_grads=True,
         )
         return th.cat([gradient.flatten() for gradient in gradients])
+
+
+@contextmanager
+def _fixed_features(policy: ActorCriticPolicy, kept: list[th.Tensor]) -> Iterator[None]:
+    """
+    gSDE takes the features that it multiplies its noise with for constants, unless it learns them: so they are the same at
+    all points.
+
+    :param policy: The policy
+    :param kept: The features; empty: those of the first distribution are kept here
+    """
+    distribution: Any = policy.action_dist
+    if not isinstance(distribution, StateDependentNoiseDistribution) or distribution.learn_features:
+        yield
+        return
+    before, make = dict(vars(distribution)), distribution.proba_distribution
+
+    def proba_distribution(mean_actions: th.Tensor, log_std: th.Tensor, latent_sde: th.Tensor) -> Any:
+        if not kept:
+            kept.append(latent_sde.detach())
+        return make(mean_actions, log_std, kept[0])
+
+    distribution.proba_distribution = proba_distribution  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del distribution.proba_distribution
+        if "proba_distribution" in before:  # the user's own
+            distribution.proba_distribution = before["proba_distribution"]  # type: ignore[method-assign]
 
 
 def make_fisher(

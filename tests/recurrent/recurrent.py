@@ -38,7 +38,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 class Masked(Scripted):
-    """Forbids at each timestep one action of each dimension, another one at each."""
+    """Forbids at each timestep another action of each dimension, or none."""
 
     def action_masks(self) -> np.ndarray:
         space = self.action_space
@@ -46,7 +46,7 @@ class Masked(Scripted):
             sizes = [int(space.n)]
         else:
             sizes = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else [2] * space.n  # type: ignore[attr-defined]
-        return np.concatenate([np.arange(size) != (self.timestep + self.n_resets) % size for size in sizes])
+        return np.concatenate([np.arange(size) != (self.timestep + self.n_resets + i) % (size + 1) for i, size in enumerate(sizes)])
 
 
 def uneven(
