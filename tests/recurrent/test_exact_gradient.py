@@ -20,8 +20,8 @@ GAMMA = 0.9
 #: Standard errors that the estimate of any of the 128 parameters may be off
 BOUND = 4.7
 #: The largest standard error, relative to the gradient, at which agreement means anything
-POWER = 0.15
-N_UPDATES = 200
+POWER = 0.2
+N_UPDATES = 120
 #: Which actions a state allows
 MASKS = np.array([[1, 1], [1, 0], [1, 1], [0, 1], [1, 1]], bool)
 
@@ -73,7 +73,7 @@ def exact_gradient(model: RecurrentREINFORCE, masked: bool = False, final_values
         if final_values and trajectory.final_state is not None:
             states = th.eye(N_STATES, dtype=th.float64)[[*trajectory.states, trajectory.final_state]]
             last = policy.value_net(lstm_outputs(policy.lstm_critic, states))[-1, 0]
-            value += model.gamma ** len(trajectory.rewards) * float(last)
+            value += model.gamma ** len(trajectory.rewards) * last.item()
         total, certain = total + probability * value, certain + float(probability.detach())
     assert certain == pytest.approx(1.0, abs=1e-9)
     return flat(th.autograd.grad(total, actor_of(policy))).numpy()
@@ -140,7 +140,7 @@ def test_what_follows_a_truncation_is_what_the_critic_says_who_remembers_the_epi
     model = make_model(baseline="value", bootstrap_on_truncation=True, **STEPS)
     with th.no_grad():
         model.policy.value_net.weight.mul_(4.0)
-    estimates = estimates_of(model, N_UPDATES)
+    estimates = estimates_of(model, 2 * N_UPDATES)
     found = deviation(estimates, exact_gradient(model, final_values=True), "timesteps")
     assert found.relative_error < POWER and found.z < BOUND
     assert deviation(estimates, exact_gradient(model), "timesteps").z > 1.5 * BOUND
