@@ -135,9 +135,7 @@ class RecurrentActorCritic(ActorCritic):
         first = np.cumsum(lengths) - lengths
         place = np.arange(lengths.max())
         rows = first[:, None] + np.minimum(place, lengths[:, None] - 1)
-        rows, inside = (
-            th.from_numpy(each.ravel()).to(piece.actions.device) for each in (rows, place < lengths[:, None])
-        )
+        rows, inside = (th.from_numpy(each.ravel()).to(piece.actions.device) for each in (rows, place < lengths[:, None]))
         states = piece.states if isinstance(piece, SequenceBatch) else None
         return rows, inside, states or _zero_states(self.policy, len(lengths)), th.zeros(len(rows), device=rows.device)
 

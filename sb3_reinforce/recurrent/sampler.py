@@ -62,12 +62,12 @@ class CriticMemory:
         # They are not kept: the states before the last observations may be asked for again
         return self._begun(self._after(*self._missed[0]) if self._missed else self._states, begins)
 
-    def go_on_from(self, states: States) -> None:
+    def go_on_from(self, states: tuple[th.Tensor, ...]) -> None:
         """
         :param states: The states after the last observations, of a memory that this one replaces
         """
         if self._states is not None and states[0].shape == self._states[0].shape:
-            self._states, self._missed = states, []
+            self._states, self._missed = (states[0], states[1]), []
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_missed": []}  # a copy holds no rollout, and begins with new episodes
@@ -143,7 +143,7 @@ class RecurrentPolicySampler(PolicySampler):
         of_env = RNNStates(*((h[:, [env_id]], c[:, [env_id]]) for h, c in self.states_before()))
         starts = th.as_tensor(self.begins(self._timestep)[[env_id]], dtype=th.float32, device=self.policy.device)
         extras = {name: array[[env_id]] for name, array in self.extras.items()}
-        self.policy(obs, of_env, starts, **extras)  # type: ignore[misc, arg-type]
+        self.policy(obs, of_env, starts, **extras)
 
     def states_before(self) -> RNNStates:
         """

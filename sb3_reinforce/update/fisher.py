@@ -276,7 +276,7 @@ def _fixed_features(policy: ActorCriticPolicy, kept: list[th.Tensor]) -> Iterato
             kept.append(latent_sde.detach())
         return make(mean_actions, log_std, kept[0])
 
-    distribution.proba_distribution = proba_distribution  # type: ignore[method-assign, assignment]
+    distribution.proba_distribution = proba_distribution  # type: ignore[method-assign]
     try:
         yield
     finally:

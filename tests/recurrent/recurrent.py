@@ -46,7 +46,9 @@ class Masked(Scripted):
             sizes = [int(space.n)]
         else:
             sizes = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else [2] * space.n  # type: ignore[attr-defined]
-        return np.concatenate([np.arange(size) != (self.timestep + self.n_resets + i) % (size + 1) for i, size in enumerate(sizes)])
+        return np.concatenate(
+            [np.arange(size) != (self.timestep + self.n_resets + i) % (size + 1) for i, size in enumerate(sizes)]
+        )
 
 
 def uneven(

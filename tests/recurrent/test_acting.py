@@ -288,9 +288,7 @@ def test_after_a_rollout_callbacks_read_the_values_of_the_next_observations() ->
             assert found.shape == (2,) and np.isfinite(found).all()
         with th.no_grad():
             zero = (th.zeros(model.policy.lstm_hidden_state_shape).repeat(1, 2, 1),) * 2
-            fresh = model.policy.predict_values(  # type: ignore[call-arg]
-                th.as_tensor(model._last_obs), zero, th.ones(2)
-            )
+            fresh = model.policy.predict_values(th.as_tensor(model._last_obs), zero, th.ones(2))  # type: ignore[call-arg]
         stands = np.array([model._player._sampler._timestep(i) == 0 for i in range(2)])  # type: ignore[union-attr]
         np.testing.assert_allclose(reads.last_values[-1][stands], fresh.flatten().numpy()[stands], atol=1e-5)
         values.append(stands)
@@ -444,7 +442,9 @@ def test_weights_that_are_not_finite_are_a_named_error(way: str, kind: type[Recu
         with th.no_grad():
             model.policy.action_net.weight[0, 0] = np.nan
 
-    with pytest.raises(ValueError, match=r"(output of the policy|action) must be finite, got nan in environment 0 at timestep 4"):
+    with pytest.raises(
+        ValueError, match=r"(output of the policy|action) must be finite, got nan in environment 0 at timestep 4"
+    ):
         model.learn(30, callback=Changes(poison))
 
 

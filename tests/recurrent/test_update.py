@@ -1,20 +1,18 @@
 """The update of a policy with memory, against gradients that are written down a second time."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_reinforce import REINFORCE, GradientMonitor, MaskableRecurrentREINFORCE, RecurrentREINFORCE
 from sb3_reinforce.actor_critic.parameters import Parameters
 from sb3_reinforce.distributed import ALONE
 from sb3_reinforce.recurrent import actor_critic as recurrent_actor_critic
-from sb3_reinforce.recurrent.actor_critic import RecurrentActorCritic, SeparableRecurrentActorCritic
+from sb3_reinforce.recurrent.actor_critic import RecurrentActorCritic
 from sb3_reinforce.recurrent.sequences import Blocks, runs, segments
 from sb3_reinforce.update.critic import _minibatch_gradient
 from sb3_reinforce.update.gradients import estimate_gradients
@@ -31,7 +29,6 @@ from tests.recurrent.recurrent import (
     lstm_outputs,
     make,
     make_maskable,
-    stir,
     uneven,
     weights,
 )
@@ -345,7 +342,9 @@ def test_a_frozen_memory_of_the_critic_is_still_run_through() -> None:
     for parameter in model.policy.lstm_critic.parameters():
         parameter.requires_grad_(False)
     batch, policy = model.batch(), in_float64(model.policy)
-    latents = th.cat([lstm_outputs(policy.lstm_critic, part) for part in batch.observations.split(batch.episodes.lengths.tolist())])
+    latents = th.cat(
+        [lstm_outputs(policy.lstm_critic, part) for part in batch.observations.split(batch.episodes.lengths.tolist())]
+    )
     layers = [*policy.mlp_extractor.value_net.parameters(), *policy.value_net.parameters()]
     optimizer = th.optim.Adam(layers, lr=0.01)
 
