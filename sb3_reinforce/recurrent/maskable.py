@@ -172,7 +172,7 @@ class MaskableRecurrentREINFORCE(RecurrentREINFORCE, MaskableREINFORCE):
 
     _predicted_states: tuple[np.ndarray, ...] | None = None
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
         state: tuple[np.ndarray, ...] | None = None,
@@ -183,8 +183,8 @@ class MaskableRecurrentREINFORCE(RecurrentREINFORCE, MaskableREINFORCE):
         """
         Get the policy action from an observation and hidden state.
 
-        sb3-contrib's ``evaluate_policy`` for masks drops the states that it gets. So without a state, an episode that according
-        to ``episode_start`` is going on is continued from the states of the last call.
+        sb3-contrib's ``evaluate_policy`` for masks drops the states that it gets. So without a state, an episode that
+        according to ``episode_start`` is going on is continued from the states of the last call.
 
         :param observation: The observation, or those of several environments
         :param state: The last hidden and memory states for the LSTM
