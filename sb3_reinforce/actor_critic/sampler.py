@@ -104,9 +104,18 @@ class PolicySampler:
         for env_id in range(n_envs):
             single = {key: value[[env_id]] for key, value in obs.items()} if isinstance(obs, dict) else obs[[env_id]]
             try:
-                self.policy(obs_as_tensor(single, self.policy.device))
+                self.probe(obs_as_tensor(single, self.policy.device), env_id)
             except (ValueError, RuntimeError):
                 raise not_finite("output of the policy", "nan", env_id, timestep(env_id)) from error
+
+    def probe(self, obs: th.Tensor | dict[str, th.Tensor], env_id: int) -> None:
+        """
+        Try whether the policy has an output for one environment alone.
+
+        :param obs: Its observation
+        :param env_id: The environment
+        """
+        self.policy(obs)
 
 
 def _refuses_numbers(error: Exception) -> bool:

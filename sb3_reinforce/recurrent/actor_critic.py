@@ -5,7 +5,7 @@ The LSTM begins each episode with a state of zero. So no states are stored with 
 from their start, and finds the states again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from sb3_reinforce.actor_critic.parameters import Split
 from sb3_reinforce.actor_critic.sampler import PolicySampler
 from sb3_reinforce.distributed.workers import Alone
 from sb3_reinforce.recurrent.sampler import RecurrentActorSampler, RecurrentNumpySampler, RecurrentPolicySampler, understands
-from sb3_reinforce.recurrent.sequences import Blocks, SequenceBatch, States, no_states, rows_of, runs, segments
+from sb3_reinforce.recurrent.sequences import Blocks, SequenceBatch, States, differentiable, no_states, rows_of, runs, segments
 
 #: How many numbers each unit of an LSTM counts as for one timestep: its gates, its states, and their gradients
 _PER_UNIT = 16
@@ -43,6 +43,8 @@ class RecurrentActorCritic(ActorCritic):
     policy: RecurrentActorCriticPolicy
     # PyTorch's LSTMs are slow when they are differentiated twice (30 times as slow as once), and on a GPU cannot be
     has_second_derivative = False
+    #: Whether the sequences of a piece are padded
+    pads = True
 
     def __init__(self, policy: Any, max_sequence_length: int | None = None):
         super().__init__(policy)
@@ -63,7 +65,7 @@ class RecurrentActorCritic(ActorCritic):
         states = self._states_before(batch, lengths) if len(lengths) > len(batch.episodes) else None
         return (
             SequenceBatch.of(batch.part(rows), lengths[own], None if states is None else _of_sequences(states, own))
-            for own, rows in runs(lengths, self._piece_size())
+            for own, rows in runs(lengths, self._piece_size(), self.pads)
         )
 
     def _piece_size(self) -> int:
@@ -121,9 +123,10 @@ class RecurrentActorCritic(ActorCritic):
     def evaluate(self, piece: Batch) -> Evaluation:
         rows, inside, states, starts = self._padded(piece)
         extras = {name: array[rows] for name, array in piece.extras.items()}
-        values, log_probs, entropy = self.policy.evaluate_actions(
-            take(piece.observations, rows), piece.actions[rows], states, starts, **extras  # type: ignore[arg-type]
-        )
+        with differentiable(self.policy.lstm_actor):
+            values, log_probs, entropy = self.policy.evaluate_actions(
+                take(piece.observations, rows), piece.actions[rows], states, starts, **extras  # type: ignore[arg-type]
+            )
         return values.flatten()[inside], log_probs[inside], None if entropy is None else entropy[inside]
 
     def _padded(self, piece: Batch) -> tuple[th.Tensor, th.Tensor, RNNStates, th.Tensor]:
@@ -132,9 +135,7 @@ class RecurrentActorCritic(ActorCritic):
         first = np.cumsum(lengths) - lengths
         place = np.arange(lengths.max())
         rows = first[:, None] + np.minimum(place, lengths[:, None] - 1)
-        rows, inside = (
-            th.from_numpy(each.ravel()).to(piece.actions.device) for each in (rows, place < lengths[:, None])
-        )
+        rows, inside = (th.from_numpy(each.ravel()).to(piece.actions.device) for each in (rows, place < lengths[:, None]))
         states = piece.states if isinstance(piece, SequenceBatch) else None
         return rows, inside, states or _zero_states(self.policy, len(lengths)), th.zeros(len(rows), device=rows.device)
 
@@ -143,14 +144,23 @@ class RecurrentActorCritic(ActorCritic):
 
     def last_values(self, batch: Batch, episode_ids: Sequence[int], observations: PyTorchObs) -> th.Tensor:
         assert batch.episodes is not None
+        lengths = batch.episodes.lengths
+        joined = _joined(batch.observations, observations)
         results = []
         with th.no_grad():
-            for i, episode_id in enumerate(episode_ids):
-                rows = rows_of(batch.episodes.lengths, np.array([episode_id]))
-                sequence = _joined(take(batch.observations, th.from_numpy(rows)), take(observations, slice(i, i + 1)))
-                starts = th.zeros(len(rows) + 1, device=self.policy.device)
-                states = _zero_states(self.policy, 1).vf
-                results.append(self.policy.predict_values(sequence, states, starts).flatten()[-1:])  # type: ignore[arg-type]
+            for own, _ in runs(lengths[episode_ids] + 1, self._piece_size(), self.pads):
+                ids = np.asarray(episode_ids)[own]
+                rows = rows_of(lengths, ids)
+                ends = np.cumsum(lengths[ids])
+                # Each episode, and the observation after it; `evaluate_actions` wants some action there
+                place = np.insert(rows, ends, len(batch) + np.arange(own.start, own.stop))
+                repeated = th.from_numpy(np.insert(rows, ends, rows[ends - 1])).to(batch.actions.device)
+                appended = Batch.of_observations(
+                    take(joined, th.from_numpy(place).to(batch.actions.device)), batch.actions[repeated]
+                )
+                appended = replace(appended, extras={name: array[repeated] for name, array in batch.extras.items()})
+                values = self.value(SequenceBatch.of(appended, lengths[ids] + 1))
+                results.append(values[th.from_numpy(np.cumsum(lengths[ids] + 1) - 1).to(values.device)])
         return th.cat(results)
 
     def distributions(self, piece: Batch) -> list[Distribution]:
@@ -200,6 +210,8 @@ class SeparableRecurrentActorCritic(RecurrentActorCritic):
     :param policy: The policy
     :param max_sequence_length: The gradient goes back through at most this many timesteps; ``None``: through the whole episode
     """
+
+    pads = False
 
     def sampler(self, env: VecEnv, rng: np.random.Generator) -> PolicySampler:
         if understands(self.policy):
@@ -291,22 +303,6 @@ class SeparableRecurrentActorCritic(RecurrentActorCritic):
         states = None if piece.states is None else piece.states.vf
         return RNNStates(of_pi, blocks.run(policy.lstm_critic, of_critic, states)[1])  # type: ignore[arg-type]
 
-    def last_values(self, batch: Batch, episode_ids: Sequence[int], observations: PyTorchObs) -> th.Tensor:
-        assert batch.episodes is not None
-        lengths = batch.episodes.lengths
-        results = []
-        with th.no_grad():
-            for own, _ in runs(lengths[episode_ids] + 1, self._piece_size()):
-                ids = np.asarray(episode_ids)[own]
-                # Each episode, and the observation after it
-                place = np.insert(rows_of(lengths, ids), np.cumsum(lengths[ids]), len(batch) + np.arange(own.start, own.stop))
-                rows = th.from_numpy(place).to(batch.actions.device)
-                nothing = th.zeros(len(rows), device=batch.actions.device)
-                appended = Batch.of_observations(take(_joined(batch.observations, observations), rows), nothing)
-                values = self.value(SequenceBatch.of(appended, lengths[ids] + 1))
-                results.append(values[th.from_numpy(np.cumsum(lengths[ids] + 1) - 1).to(rows.device)])
-        return th.cat(results)
-
     def regression(self, batch: Batch) -> Regression:
         policy = self.policy
         if self.critic_is_recurrent:
@@ -314,7 +310,7 @@ class SeparableRecurrentActorCritic(RecurrentActorCritic):
                 return SequenceRegression(self, batch, self.value)
             with th.no_grad():  # the actor's, which the passes do not move
                 pieces = [self._features(piece.observations, policy.vf_features_extractor) for piece in self.pieces(batch)]
-            return SequenceRegression(self, batch, self.value, th.cat(pieces))
+            return SequenceRegression(self, batch, self.value, features=th.cat(pieces))
         if policy.shared_lstm:
             with th.no_grad():
                 return Regression(self, batch, self.value, th.cat([self._actor_latent(piece) for piece in self.pieces(batch)]))
@@ -341,11 +337,28 @@ class SeparableRecurrentActorCritic(RecurrentActorCritic):
 
 
 class SequenceRegression(Regression):
-    """A recurrent critic as a function of the episodes that it is fitted to; ``rows`` are indices of episodes."""
+    """
+    A recurrent critic as a function of the episodes that it is fitted to.
+
+    :param actor_critic: The policy
+    :param batch: The timesteps
+    :param value: Gives the values of a piece
+    :param features: Inputs of the critic's LSTM, if they are kept, shape ``(n_timesteps, features_dim)``
+    """
+
+    def __init__(
+        self,
+        actor_critic: RecurrentActorCritic,
+        batch: Batch,
+        value: Callable[[Batch], th.Tensor],
+        features: th.Tensor | None = None,
+    ):
+        super().__init__(actor_critic, batch, value)
+        self.features = features
 
     def values_and_returns(self, rows: th.Tensor | slice) -> Iterator[tuple[th.Tensor, th.Tensor]]:
         """
-        :param rows: Some of the episodes
+        :param rows: Indices of some of the episodes
         :return: Values with their graph, and their target returns, in pieces of bounded size
         """
         actor_critic, batch = self.actor_critic, self.batch
@@ -355,11 +368,11 @@ class SequenceRegression(Regression):
         part = actor_critic.sub_batch(batch, batch.episodes.lengths, rows.cpu().numpy())
         assert isinstance(part.rows, th.Tensor)
         for piece in actor_critic.pieces(part):
-            if self.latents is None:
+            if self.features is None:
                 yield self.value(piece), piece.returns
             else:
                 assert isinstance(actor_critic, SeparableRecurrentActorCritic)
-                features = self.latents[part.rows[piece.rows]]
+                features = self.features[part.rows[piece.rows]]
                 yield actor_critic._values_of_features(piece, features), piece.returns
 
 

@@ -169,3 +169,36 @@ class MaskableRecurrentREINFORCE(RecurrentREINFORCE, MaskableREINFORCE):
         separable = has_sb3_forward(self.policy, MaskableRecurrentActorCriticPolicy) and has_known_distribution(self.policy)
         kind = SeparableMaskableRecurrentActorCritic if separable else MaskableRecurrentActorCritic
         return kind(self.policy, self.max_sequence_length, self._use_masking)
+
+    _predicted_states: tuple[np.ndarray, ...] | None = None
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Get the policy action from an observation and hidden state.
+
+        sb3-contrib's ``evaluate_policy`` for masks drops the states that it gets. So without a state, an episode that
+        according to ``episode_start`` is going on is continued from the states of the last call.
+
+        :param observation: The observation, or those of several environments
+        :param state: The last hidden and memory states for the LSTM
+        :param episode_start: Which episodes have just begun; ``None``: without a state, all of them
+        :param deterministic: Whether or not to return deterministic actions
+        :param action_masks: Which actions are allowed, see :meth:`MaskableREINFORCE.predict`
+        :return: The model's action and the next hidden state
+        :raises ValueError: If a mask has another form, or allows no action
+        """
+        last = self._predicted_states
+        if state is None and last is not None and episode_start is not None and last[0].shape[1] == np.size(episode_start):
+            state = last
+        actions, self._predicted_states = super().predict(observation, state, episode_start, deterministic, action_masks)
+        return actions, self._predicted_states
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_predicted_states"]

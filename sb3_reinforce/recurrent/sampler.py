@@ -44,37 +44,53 @@ class CriticMemory:
         """
         :return: The states before the last observations
         """
-        if self._states is None:
-            return None
+        if self._states is None or not self._missed:
+            return self._states
         *missed, last = self._missed
         for step in missed:
-            self._advance(*step)
+            self._states = self._after(*step)
         self._missed = [last]
-        return self._begun(last[1])
+        return self._begun(self._states, last[1])
 
     def after_last(self, begins: np.ndarray) -> States | None:
         """
         :param begins: Whether an episode begins after the last observations, shape ``(n_envs,)``
         :return: The states after them
         """
-        if self._states is None:
+        if self.before_last() is None:
             return None
-        for step in self._missed:
-            self._advance(*step)
-        self._missed = []
-        return self._begun(begins)
+        # They are not kept: the states before the last observations may be asked for again
+        return self._begun(self._after(*self._missed[0]) if self._missed else self._states, begins)
 
-    def _advance(self, obs: Observation, begins: np.ndarray) -> None:
+    def go_on_from(self, states: tuple[th.Tensor, ...]) -> None:
+        """
+        :param states: The states after the last observations, of a memory that this one replaces
+        """
+        if self._states is not None and states[0].shape == self._states[0].shape:
+            self._states, self._missed = (states[0], states[1]), []
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_missed": []}  # a copy holds no rollout, and begins with new episodes
+
+    def _after(self, obs: Observation, begins: np.ndarray) -> States:
         policy = self.policy
         tensor = obs_as_tensor(of_space(obs, policy.observation_space), policy.device)
         with th.no_grad():
             features = BasePolicy.extract_features(policy, tensor, policy.vf_features_extractor)
-            self._states = policy.lstm_critic(features[None], self._begun(begins))[1]
+            return policy.lstm_critic(features[None], self._begun(self._states, begins))[1]
 
-    def _begun(self, begins: np.ndarray) -> States:
-        assert self._states is not None
+    def _begun(self, states: States | None, begins: np.ndarray) -> States:
+        assert states is not None
         goes_on = th.as_tensor(~begins, dtype=th.float32, device=self.policy.device)[:, None]
-        return self._states[0] * goes_on, self._states[1] * goes_on
+        return states[0] * goes_on, states[1] * goes_on
+
+
+def at_start(env_id: int) -> int:
+    """
+    :param env_id: An environment
+    :return: Its timestep before any rollout
+    """
+    return 0
 
 
 class RecurrentPolicySampler(PolicySampler):
@@ -89,11 +105,22 @@ class RecurrentPolicySampler(PolicySampler):
         super().__init__(policy)
         self.n_envs = n_envs
         self.states = RNNStates(no_states(policy.lstm_actor, n_envs), no_states(policy.lstm_actor, n_envs))
-        self._timestep: Timestep = lambda env_id: 0
+        self._timestep: Timestep = at_start
+
+    def memory(self) -> RNNStates:
+        """
+        :return: The states after the last observations
+        """
+        return self.states
 
     def go_on_from(self, sampler: PolicySampler | None) -> None:
-        if type(sampler) is type(self) and sampler.states.pi[0].shape == self.states.pi[0].shape:
-            self.states = sampler.states
+        if isinstance(sampler, RecurrentPolicySampler | RecurrentNumpySampler):
+            states = sampler.memory()
+            if states.pi[0].shape == self.states.pi[0].shape:
+                self.states = states
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_timestep": at_start}
 
     def begins(self, timestep: Timestep) -> np.ndarray:
         """
@@ -112,6 +139,18 @@ class RecurrentPolicySampler(PolicySampler):
         starts = th.as_tensor(self.begins(self._timestep), dtype=th.float32, device=self.policy.device)
         return self.policy.predict_values(obs, self.states.vf, starts)  # type: ignore[call-arg]
 
+    def probe(self, obs: Any, env_id: int) -> None:
+        of_env = RNNStates(*((h[:, [env_id]], c[:, [env_id]]) for h, c in self.states_before()))
+        starts = th.as_tensor(self.begins(self._timestep)[[env_id]], dtype=th.float32, device=self.policy.device)
+        extras = {name: array[[env_id]] for name, array in self.extras.items()}
+        self.policy(obs, of_env, starts, **extras)
+
+    def states_before(self) -> RNNStates:
+        """
+        :return: The states before an action that could not be drawn
+        """
+        return self.states
+
 
 class RecurrentActorSampler(RecurrentPolicySampler):
     """
@@ -129,10 +168,18 @@ class RecurrentActorSampler(RecurrentPolicySampler):
         self._critic = CriticMemory(policy, n_envs)
         self._obs: Observation = {}
 
+    def memory(self) -> RNNStates:
+        return RNNStates(self.states.pi, self._critic.after_last(np.zeros(self.n_envs, bool)) or self.states.pi)
+
     def go_on_from(self, sampler: PolicySampler | None) -> None:
         super().go_on_from(sampler)
-        if type(sampler) is type(self):
-            self._critic = sampler._critic
+        self._critic.go_on_from(self.states.vf)
+
+    def states_before(self) -> RNNStates:
+        return RNNStates(self._before, self._before)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), "_obs": {}}
 
     def sample(self, obs: Observation, timestep: Timestep) -> Sample:
         self._obs = obs
@@ -214,7 +261,7 @@ class RecurrentNumpySampler(NumpySampler):
         )
         self._before = ([*self._hidden], [*self._cell])
         self._critic = CriticMemory(policy, n_envs)
-        self._timestep: Timestep = lambda env_id: 0
+        self._timestep: Timestep = at_start
 
     def has_layers_of(self, policy: Any) -> bool:
         return super().has_layers_of(policy) and policy.lstm_actor is self._lstm
@@ -236,11 +283,21 @@ class RecurrentNumpySampler(NumpySampler):
 
     def go_on_from(self, sampler: PolicySampler | None) -> None:
         super().go_on_from(sampler)
-        if isinstance(sampler, RecurrentNumpySampler) and [h.shape for h in sampler._hidden] == [h.shape for h in self._hidden]:
-            self._hidden, self._cell, self._critic = sampler._hidden, sampler._cell, sampler._critic
+        if isinstance(sampler, RecurrentPolicySampler | RecurrentNumpySampler):
+            states = sampler.memory()
+            if states.pi[0].shape == (len(self._hidden), *self._hidden[0].shape):
+                self._hidden, self._cell = ([layer.numpy().copy() for layer in of_all.cpu()] for of_all in states.pi)
+            self._critic.go_on_from(states.vf)
+
+    def memory(self) -> RNNStates:
+        """
+        :return: The states after the last observations
+        """
+        of_actor = _as_tensors(self._hidden, self._cell)
+        return RNNStates(of_actor, self._critic.after_last(np.zeros(self.n_envs, bool)) or of_actor)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "_weights": []}
+        return {**super().__getstate__(), "_weights": [], "_timestep": at_start}
 
     def sample(self, obs: Observation, timestep: Timestep) -> Sample:
         begins = self._begins(timestep)

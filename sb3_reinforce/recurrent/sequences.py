@@ -5,6 +5,7 @@ The rest of the package knows flat batches, episode by episode, and no padding.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -82,7 +83,8 @@ class Blocks:
         outputs, after = [], no_states(lstm, 1)
         for block, timesteps in zip(self._blocks, self._timesteps, strict=True):
             before = None if states is None else (states[0][:, block].contiguous(), states[1][:, block].contiguous())
-            output, after = lstm(inputs[timesteps], before)
+            with differentiable(lstm):
+                output, after = lstm(inputs[timesteps], before)
             outputs.append(output.flatten(0, 1))
         return th.cat(outputs)[self._where], after
 
@@ -97,6 +99,15 @@ def _similar(lengths: np.ndarray) -> Iterator[np.ndarray]:
         n = len(own) if fits.all() else int(fits.argmin())
         yield ranked[first : first + n]
         first += n
+
+
+def differentiable(lstm: nn.LSTM) -> AbstractContextManager[None]:
+    """
+    :param lstm: An LSTM
+    :return: In it, gradients can be computed: cuDNN's LSTM has none while dropout and the like are switched off
+    """
+    needed = th.is_grad_enabled() and not lstm.training and next(lstm.parameters()).is_cuda
+    return th.backends.cudnn.flags(enabled=False) if needed else nullcontext()
 
 
 def no_states(lstm: nn.LSTM, n_sequences: int) -> States:
@@ -125,19 +136,22 @@ def segments(lengths: np.ndarray, longest: int | None) -> np.ndarray:
     return cut
 
 
-def runs(lengths: np.ndarray, most: int) -> Iterator[tuple[slice, slice]]:
+def runs(lengths: np.ndarray, most: int, padded: bool = False) -> Iterator[tuple[slice, slice]]:
     """
     :param lengths: Number of timesteps of each sequence
     :param most: The largest number of timesteps in a run, unless one sequence alone has more
+    :param padded: Whether the sequences of a run count as if all were as long as its longest one
     :return: For each run of whole sequences the sequences, and their timesteps
     """
-    ends = np.cumsum(lengths)
-    first = 0
-    while first < len(lengths):
-        begin = int(ends[first - 1]) if first > 0 else 0
-        stop = max(first + 1, int(np.searchsorted(ends, begin + most, side="right")))
-        yield slice(first, stop), slice(begin, int(ends[stop - 1]))
-        first = stop
+    first = begin = n_timesteps = longest = 0
+    for i, length in enumerate(lengths.tolist()):
+        size = max(longest, length) * (i + 1 - first) if padded else n_timesteps + length
+        if i > first and size > most:
+            yield slice(first, i), slice(begin, begin + n_timesteps)
+            first, begin, n_timesteps, longest = i, begin + n_timesteps, 0, 0
+        n_timesteps, longest = n_timesteps + length, max(longest, length)
+    if len(lengths) > 0:
+        yield slice(first, len(lengths)), slice(begin, begin + n_timesteps)
 
 
 def rows_of(lengths: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch as th
 from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -151,6 +152,8 @@ class FisherOfDifferences(Fisher):
     DIVERGENCE = 1e-7
     #: By how much it may differ, and how often the distance is corrected
     FACTOR, MAX_TRIALS = 10.0, 6
+    #: Along some directions nothing changes, however far the points are
+    MAX_DISTANCE = 1.0
 
     def __init__(
         self,
@@ -162,10 +165,14 @@ class FisherOfDifferences(Fisher):
     ):
         super().__init__(actor_critic, batch, parameters, workers, keep)
         self._distance = 1e-2
+        self._features: list[list[th.Tensor]] = [[] for _ in self._pieces]
         self._outputs_with_graph: Outputs | None = None
         if len(self._pieces) == 1:
-            with _fixed_noise(batch.actions.device, self._noise):
-                self._outputs_with_graph = self._outputs(self._pieces[0])
+            (self._outputs_with_graph,) = self._fresh_outputs()
+        else:
+            with th.no_grad():
+                for _ in self._fresh_outputs():
+                    pass  # they only leave the features of gSDE
 
     def __call__(self, vector: th.Tensor) -> th.Tensor:
         """
@@ -178,7 +185,7 @@ class FisherOfDifferences(Fisher):
         direction = vector / norm
         changes = self._changes(direction)
         total = th.zeros_like(vector)
-        for outputs, change in zip(self._all_outputs(vector.device), changes, strict=True):
+        for outputs, change in zip(self._all_outputs(), changes, strict=True):
             total += self._pulled_back(outputs, change)
         self._workers.add_up([total])
         return total * (norm / self.n_timesteps)
@@ -194,31 +201,29 @@ class FisherOfDifferences(Fisher):
                 for one, other in zip(*points, strict=True)
             ]
             of_all = th.zeros(1, device=direction.device)
-            for outputs, change in zip(self._all_outputs(direction.device), changes, strict=True):
+            for outputs, change in zip(self._all_outputs(), changes, strict=True):
                 of_all += sum(th.sum(a * b) for a, b in zip(_metric(outputs, change), change, strict=True))
             self._workers.add_up([of_all])
             divergence = 0.5 * float(of_all) / self.n_timesteps * distance**2
-            if not math.isfinite(divergence):
-                distance *= 0.1
-            elif self.DIVERGENCE / self.FACTOR < divergence < self.DIVERGENCE * self.FACTOR:
+            far_enough = divergence > self.DIVERGENCE / self.FACTOR or distance == self.MAX_DISTANCE
+            if far_enough and divergence < self.DIVERGENCE * self.FACTOR:
                 break
-            else:
-                distance *= min(max(math.sqrt(self.DIVERGENCE / max(divergence, 1e-30)), 1e-2), 1e2)
+            factor = math.sqrt(self.DIVERGENCE / max(divergence, 1e-30)) if math.isfinite(divergence) else 0.0
+            distance = min(distance * min(max(factor, 1e-2), 1e2), self.MAX_DISTANCE)
         self._distance = distance
         return changes
 
-    def _all_outputs(self, device: th.device) -> Iterator[Outputs]:
+    def _all_outputs(self) -> Iterator[Outputs]:
         """The distributions' parameters of all pieces, one after the other, with their graph."""
-        if self._outputs_with_graph is not None:
-            yield self._outputs_with_graph
-            return
-        for piece in self._pieces:
-            with _fixed_noise(device, self._noise):
-                outputs = self._outputs(piece)
-            yield outputs
+        return self._fresh_outputs() if self._outputs_with_graph is None else iter([self._outputs_with_graph])
 
-    def _outputs(self, piece: Batch) -> Outputs:
-        with sdpa_kernel(SDPBackend.MATH):
+    def _fresh_outputs(self) -> Iterator[Outputs]:
+        return map(self._outputs, self._pieces, self._features)
+
+    def _outputs(self, piece: Batch, features: list[th.Tensor]) -> Outputs:
+        # At all points a piece has the same dropout
+        noise = _fixed_noise(piece.actions.device, self._noise)
+        with sdpa_kernel(SDPBackend.MATH), noise, _fixed_features(self._actor_critic.policy, features):
             return [parameters_of(one) for one in self._actor_critic.distributions(piece)]
 
     def _outputs_at(self, length: float, direction: th.Tensor) -> list[list[th.Tensor]]:
@@ -229,8 +234,8 @@ class FisherOfDifferences(Fisher):
             for parameter, old, part in zip(self.parameters, kept, parts, strict=True):
                 # Another tensor, as graphs hold the values of this one
                 parameter.data = old + length * part.view_as(old)
-            with th.no_grad(), _fixed_noise(direction.device, self._noise):
-                return [[z for _, of_one in self._outputs(piece) for z in of_one.values()] for piece in self._pieces]
+            with th.no_grad():
+                return [[z for _, of_one in outputs for z in of_one.values()] for outputs in self._fresh_outputs()]
         finally:
             for parameter, old in zip(self.parameters, kept, strict=True):
                 parameter.data = old
@@ -249,6 +254,35 @@ class FisherOfDifferences(Fisher):
             materialize_grads=True,
         )
         return th.cat([gradient.flatten() for gradient in gradients])
+
+
+@contextmanager
+def _fixed_features(policy: ActorCriticPolicy, kept: list[th.Tensor]) -> Iterator[None]:
+    """
+    gSDE takes the features that it multiplies its noise with for constants, unless it learns them: so they are the same at
+    all points.
+
+    :param policy: The policy
+    :param kept: The features; empty: those of the first distribution are kept here
+    """
+    distribution: Any = policy.action_dist
+    if not isinstance(distribution, StateDependentNoiseDistribution) or distribution.learn_features:
+        yield
+        return
+    before, make = dict(vars(distribution)), distribution.proba_distribution
+
+    def proba_distribution(mean_actions: th.Tensor, log_std: th.Tensor, latent_sde: th.Tensor) -> Any:
+        if not kept:
+            kept.append(latent_sde.detach())
+        return make(mean_actions, log_std, kept[0])
+
+    distribution.proba_distribution = proba_distribution  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del distribution.proba_distribution
+        if "proba_distribution" in before:  # the user's own
+            distribution.proba_distribution = before["proba_distribution"]  # type: ignore[method-assign]
 
 
 def make_fisher(
