@@ -1,13 +1,13 @@
 """
 Masks and memory: MaskableREINFORCE beside MaskablePPO, RecurrentREINFORCE beside RecurrentPPO.
 
-    python -m benchmarks.variants run [--workers 2] [--tasks ...] [--algos ...] [--seeds ...]   # goes on where it was stopped
+    python -m benchmarks.variants run [--workers 2] [--tasks ...] [--algos ...] [--seeds ...]   # goes on where it stopped
     python -m benchmarks.variants speed [--rounds 5]
     python -m benchmarks.variants report [--page BENCHMARKS.md]
 
-Masked tasks: all with their defaults. Recurrent tasks: each with its entry, ours in ``zoo_configs/reinforce_lstm.yml``, RL Zoo's
-own for RecurrentPPO. The environments and the number of steps are the same. Each run is a CSV of its own, whose last row is
-the final evaluation of 20 deterministic episodes.
+Masked tasks: all with their defaults. Recurrent tasks: each with its entry, ours in ``zoo_configs/reinforce_lstm.yml``,
+RL Zoo's own for RecurrentPPO. The environments and the number of steps are the same. Each run is a CSV of its own, whose
+last row is the final evaluation of 20 deterministic episodes.
 """
 
 import argparse

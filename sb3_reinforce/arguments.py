@@ -221,8 +221,8 @@ def _check_combinations(get: Callable[[str], Any]) -> None:
         )
     if get("group_size") > 1 and get("n_episodes") != 1:
         raise ValueError(
-            f"`group_size` above 1 needs n_episodes=1, as later episodes begin differently, got group_size={get('group_size')} "
-            f"with n_episodes={get('n_episodes')}."
+            "`group_size` above 1 needs n_episodes=1, as later episodes begin differently, "
+            f"got group_size={get('group_size')} with n_episodes={get('n_episodes')}."
         )
 
 

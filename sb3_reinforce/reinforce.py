@@ -76,8 +76,8 @@ class REINFORCE(OnPolicyAlgorithm):
         ``None``: 1024, divided by the number of environments (of all workers)
     :param n_episodes: If given, each environment contributes this many episodes per update (fewer only after a cut at the
         horizon), and ``n_steps`` is ignored
-    :param batch_size: Minibatch size of the critic's regression. ``None``: 64, or a 64th of the timesteps of the update if that is
-        more, so that the number of the critic's steps is bounded
+    :param batch_size: Minibatch size of the critic's regression. ``None``: 64, or a 64th of the timesteps of the update if
+        that is more, so that the number of the critic's steps is bounded
     :param gamma: Discount factor, in [0, 1]
     :param gae_lambda: 1: the returns are sums of rewards, as in Monte Carlo methods. Below 1: Generalized Advantage
         Estimation, only with ``baseline="value"`` and ``reward_to_go=True``
@@ -90,9 +90,9 @@ class REINFORCE(OnPolicyAlgorithm):
         ``"value"``, the policy's critic before it is fitted to this batch; a callable
         ``baseline(returns, timesteps, episode_ids)`` of flat float arrays, one number per recorded timestep, that returns
         an array of that shape; or an instance of a :class:`sb3_reinforce.Baseline`
-    :param group_size: So many environments at a time are reset with the same seed, a fresh one per group and update, so that they
-        make several attempts at the same instance; ``"mean"``, ``"leave_one_out"`` and ``"linear"`` are then computed within
-        each group. Needs ``n_episodes=1``, and a number of environments that it divides
+    :param group_size: So many environments at a time are reset with the same seed, a fresh one per group and update, so that
+        they make several attempts at the same instance; ``"mean"``, ``"leave_one_out"`` and ``"linear"`` are then computed
+        within each group. Needs ``n_episodes=1``, and a number of environments that it divides
     :param complete_episodes: ``False``: SB3's rollouts of ``n_steps``, whose unfinished tails are bootstrapped with the
         critic
     :param horizon: The length of the longest episode that is recorded. An episode that is still running then is treated as

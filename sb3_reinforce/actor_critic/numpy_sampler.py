@@ -261,6 +261,10 @@ class Features:
 
 
 def sigmoid(x: np.ndarray, out: np.ndarray) -> None:
+    """
+    :param x: Numbers
+    :param out: Where their logistic function goes; may be the same array
+    """
     # 1 / (1 + exp(-x)) without overflow
     np.multiply(x, 0.5, out)
     np.tanh(out, out)
@@ -370,7 +374,7 @@ class CategoricalHead(NoiseHead):
 class MultiCategoricalHead(CategoricalHead):
     def __init__(self, policy: ActorCriticPolicy, n_envs: int):
         super().__init__(policy, n_envs)
-        ends = np.cumsum(policy.action_dist.action_dims).tolist()  # type: ignore[union-attr]
+        ends = np.cumsum(policy.action_dist.action_dims).tolist()  # type: ignore[attr-defined]
         self._parts = [slice(first, stop) for first, stop in zip([0, *ends[:-1]], ends, strict=True)]
 
     def sample(self, outputs: np.ndarray, latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:

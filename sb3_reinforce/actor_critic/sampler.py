@@ -1,7 +1,7 @@
 """Drawing actions from a policy while a rollout is played, with SB3's own calls, and passing them to the environments."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -10,10 +10,6 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_reinforce.finite import check_finite, not_finite
-
-if TYPE_CHECKING:
-    from sb3_reinforce.actor_critic.actor_critic import ActorCritic
-    from sb3_reinforce.actor_critic.batch import Batch
 
 Observation = np.ndarray | dict[str, np.ndarray]
 Timestep = Callable[[int], int]
@@ -81,7 +77,7 @@ class PolicySampler:
         """
         return self.policy(obs)
 
-    def evaluate_last(self, actor_critic: "ActorCritic", piece: "Batch") -> tuple[th.Tensor, th.Tensor]:
+    def evaluate_last(self, actor_critic: Any, piece: Any) -> tuple[th.Tensor, th.Tensor]:
         """
         :param actor_critic: The policy on a batch
         :param piece: The last observations and actions of all environments

@@ -74,7 +74,7 @@ class RecurrentActorCritic(ActorCritic):
         return max(1, min(of_lstm, piece_size(self.policy.observation_space, self.policy.action_space)))
 
     def _states_before(self, batch: Batch, lengths: np.ndarray) -> RNNStates:
-        """The states before each segment of the episodes, found without a graph, one segment of all episodes after the other."""
+        """The states before each segment, found without a graph: the first segment of all episodes, then the second, ..."""
         assert batch.episodes is not None and self.max_sequence_length is not None
         counts = -(-batch.episodes.lengths // self.max_sequence_length)
         first = np.cumsum(counts) - counts
@@ -83,7 +83,7 @@ class RecurrentActorCritic(ActorCritic):
             for i in range(int(counts.max()) - 1):
                 now = (first + i)[counts > i + 1]
                 part = self.sub_batch(batch, lengths, now)
-                before = RNNStates(*(tuple(each[:, now] for each in of) for of in states))  # type: ignore[arg-type]
+                before = RNNStates(*(tuple(each[:, now] for each in of) for of in states))
                 after = self._states_after(SequenceBatch.of(part, lengths[now], before))
                 for found, kept in zip((*after.pi, *after.vf), (*states.pi, *states.vf), strict=True):
                     kept[:, now + 1] = found
@@ -234,7 +234,7 @@ class SeparableRecurrentActorCritic(RecurrentActorCritic):
 
     def evaluate(self, piece: Batch) -> Evaluation:
         blocks = self._blocks(piece)
-        features = self.policy.extract_features(piece.observations)  # type: ignore[arg-type]
+        features = self.policy.extract_features(piece.observations)
         of_actor, of_critic = features if isinstance(features, tuple) else (features, features)
         latent, _ = self._run_actor(piece, of_actor, blocks)
         if self.policy.shared_lstm:
@@ -295,7 +295,7 @@ class SeparableRecurrentActorCritic(RecurrentActorCritic):
 
     def _states_after(self, piece: SequenceBatch) -> RNNStates:
         policy, blocks = self.policy, self._blocks(piece)
-        features = policy.extract_features(piece.observations)  # type: ignore[arg-type]
+        features = policy.extract_features(piece.observations)
         of_actor, of_critic = features if isinstance(features, tuple) else (features, features)
         of_pi = self._run_actor(piece, of_actor, blocks)[1]
         if policy.lstm_critic is None:
@@ -382,7 +382,7 @@ def _zero_states(policy: RecurrentActorCriticPolicy, n_sequences: int) -> RNNSta
 
 
 def _of_sequences(states: RNNStates, chosen: slice) -> RNNStates:
-    return RNNStates(*((hidden[:, chosen], cell[:, chosen]) for hidden, cell in states))  # type: ignore[misc]
+    return RNNStates(*((hidden[:, chosen], cell[:, chosen]) for hidden, cell in states))
 
 
 def _joined(observations: PyTorchObs, last: PyTorchObs) -> Any:

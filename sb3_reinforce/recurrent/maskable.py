@@ -104,8 +104,9 @@ class MaskableRecurrentActorCritic(RecurrentActorCritic):
         return sampler
 
     def fits(self, sampler: PolicySampler) -> bool:
-        fits = sampler.policy is self.policy and type(sampler) is MaskedRecurrentPolicySampler
-        return fits and (sampler.reader is not None) is self.use_masking
+        if not isinstance(sampler, MaskedRecurrentPolicySampler) or sampler.policy is not self.policy:
+            return False
+        return (sampler.reader is not None) is self.use_masking
 
 
 class SeparableMaskableRecurrentActorCritic(SeparableRecurrentActorCritic):
@@ -153,6 +154,7 @@ class MaskableRecurrentREINFORCE(RecurrentREINFORCE, MaskableREINFORCE):
 
     :param policy: The policy model to use (MlpLstmPolicy, CnnLstmPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
+    :param args: Arguments of :class:`sb3_reinforce.REINFORCE` by position, from ``learning_rate`` on
     :param max_sequence_length: See :class:`RecurrentREINFORCE`
     :param kwargs: All other arguments are those of :class:`sb3_reinforce.REINFORCE`
     """

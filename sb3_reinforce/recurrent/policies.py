@@ -50,7 +50,7 @@ class MaskableRecurrentActorCriticPolicy(_IntegerFeatures, RecurrentActorCriticP
     :param kwargs: The arguments of ``RecurrentActorCriticPolicy``
     """
 
-    action_dist: MaskableDistribution  # type: ignore[assignment]
+    action_dist: MaskableDistribution
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Schedule, **kwargs: Any):
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
@@ -62,7 +62,7 @@ class MaskableRecurrentActorCriticPolicy(_IntegerFeatures, RecurrentActorCriticP
         if self.ortho_init:
             self.action_net.apply(partial(self.init_weights, gain=0.01))
 
-    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> MaskableDistribution:  # type: ignore[override]
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> MaskableDistribution:
         return self.action_dist.proba_distribution(action_logits=self.action_net(latent_pi))
 
     def forward(  # type: ignore[override]
@@ -78,7 +78,7 @@ class MaskableRecurrentActorCriticPolicy(_IntegerFeatures, RecurrentActorCriticP
 
         :param obs: Observation
         :param lstm_states: The last hidden and memory states for the LSTM
-        :param episode_starts: Whether the observations correspond to new episodes or not (we reset the lstm states in that case)
+        :param episode_starts: Whether the observations begin new episodes (we reset the lstm states in that case)
         :param deterministic: Whether to sample or use deterministic actions
         :param action_masks: Action masks to apply to the action distribution
         :return: action, value, log probability of the action, and the new states
@@ -103,7 +103,7 @@ class MaskableRecurrentActorCriticPolicy(_IntegerFeatures, RecurrentActorCriticP
         :param obs: Observation
         :param actions: Actions
         :param lstm_states: The last hidden and memory states for the LSTM
-        :param episode_starts: Whether the observations correspond to new episodes or not (we reset the lstm states in that case)
+        :param episode_starts: Whether the observations begin new episodes (we reset the lstm states in that case)
         :param action_masks: Action masks to apply to the action distribution
         :return: estimated value, log likelihood of taking those actions and entropy of the action distribution
         """
@@ -123,35 +123,36 @@ class MaskableRecurrentActorCriticPolicy(_IntegerFeatures, RecurrentActorCriticP
 
         :param obs: Observation
         :param lstm_states: The last hidden and memory states for the LSTM
-        :param episode_starts: Whether the observations correspond to new episodes or not (we reset the lstm states in that case)
+        :param episode_starts: Whether the observations begin new episodes (we reset the lstm states in that case)
         :param action_masks: Action masks to apply to the action distribution
         :return: the action distribution and new hidden states
         """
         features = super(ActorCriticPolicy, self).extract_features(obs, self.pi_features_extractor)
         latent_pi, states = self._process_sequence(features, lstm_states, episode_starts, self.lstm_actor)
-        return self._masked(self.mlp_extractor.forward_actor(latent_pi), action_masks), states
+        return self._masked(self.mlp_extractor.forward_actor(latent_pi), action_masks), states  # type: ignore[return-value]
 
     def _latents(
         self, obs: th.Tensor, lstm_states: RNNStates, episode_starts: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, RNNStates]:
-        features = self.extract_features(obs)
+        features: Any = self.extract_features(obs)
+        states_pi: Any
         of_actor, of_critic = features if isinstance(features, tuple) else (features, features)
-        latent_pi, states_pi = self._process_sequence(of_actor, lstm_states.pi, episode_starts, self.lstm_actor)
-        states_vf = states_pi
+        latent_pi, states_pi = self._process_sequence(of_actor, lstm_states.pi, episode_starts, self.lstm_actor)  # type: ignore[arg-type]
+        states_vf: Any = states_pi
         if self.lstm_critic is not None:
-            latent_vf, states_vf = self._process_sequence(of_critic, lstm_states.vf, episode_starts, self.lstm_critic)
+            latent_vf, states_vf = self._process_sequence(of_critic, lstm_states.vf, episode_starts, self.lstm_critic)  # type: ignore[arg-type]
         elif self.shared_lstm:
             latent_vf, states_vf = latent_pi.detach(), (states_pi[0].detach(), states_pi[1].detach())
         else:
             assert self.critic is not None
             latent_vf = self.critic(of_critic)
-        states = RNNStates(states_pi, states_vf)  # type: ignore[arg-type]
+        states = RNNStates(states_pi, states_vf)
         return self.mlp_extractor.forward_actor(latent_pi), self.mlp_extractor.forward_critic(latent_vf), states
 
     def _masked(self, latent_pi: th.Tensor, action_masks: np.ndarray | th.Tensor | None) -> MaskableDistribution:
         distribution = self._get_action_dist_from_latent(latent_pi)
         if action_masks is not None:
-            distribution.apply_masking(action_masks)  # type: ignore[arg-type]
+            distribution.apply_masking(action_masks)
         return distribution
 
     def _predict(  # type: ignore[override]
@@ -168,7 +169,7 @@ class MaskableRecurrentActorCriticPolicy(_IntegerFeatures, RecurrentActorCriticP
 
     _masks_of_predict: np.ndarray | None = None
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
         state: tuple[np.ndarray, ...] | None = None,
@@ -181,7 +182,7 @@ class MaskableRecurrentActorCriticPolicy(_IntegerFeatures, RecurrentActorCriticP
 
         :param observation: The input observation
         :param state: The last hidden and memory states for the LSTM
-        :param episode_start: Whether the observations correspond to new episodes or not (we reset the lstm states in that case)
+        :param episode_start: Whether the observations begin new episodes (we reset the lstm states in that case)
         :param deterministic: Whether or not to return deterministic actions
         :param action_masks: Action masks to apply to the action distribution
         :return: the model's action and the next hidden state

@@ -21,6 +21,7 @@ class RecurrentREINFORCE(REINFORCE):
 
     :param policy: The policy model to use (MlpLstmPolicy, CnnLstmPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
+    :param args: Arguments of :class:`sb3_reinforce.REINFORCE` by position, from ``learning_rate`` on
     :param max_sequence_length: The gradient goes back through at most this many timesteps; the states are carried on. It
         bounds the memory of long episodes, at the cost of one more forward pass and of a bias: what an observation teaches
         about actions more than this many timesteps later is lost. ``None``: through the whole episode

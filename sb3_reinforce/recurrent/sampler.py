@@ -132,7 +132,7 @@ class RecurrentPolicySampler(PolicySampler):
 
     def act(self, obs: Any, timestep: Timestep) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
         starts = th.as_tensor(self.begins(timestep), dtype=th.float32, device=self.policy.device)
-        actions, values, log_probs, self.states = self.policy(obs, self.states, starts, **self.extras)  # type: ignore[misc, arg-type]
+        actions, values, log_probs, self.states = self.policy(obs, self.states, starts, **self.extras)
         return actions, values, log_probs
 
     def next_values(self, obs: Any) -> th.Tensor:
@@ -164,7 +164,7 @@ class RecurrentActorSampler(RecurrentPolicySampler):
 
     def __init__(self, policy: Any, n_envs: int):
         super().__init__(policy, n_envs)
-        self._before = self.states.pi
+        self._before: States = self.states.pi  # type: ignore[assignment]
         self._critic = CriticMemory(policy, n_envs)
         self._obs: Observation = {}
 
@@ -267,7 +267,7 @@ class RecurrentNumpySampler(NumpySampler):
         return super().has_layers_of(policy) and policy.lstm_actor is self._lstm
 
     def acts_as_it_is(self) -> bool:
-        same = self.policy.lstm_actor is self._lstm and not has_own_forward(self._lstm)  # type: ignore[union-attr]
+        same = self.policy.lstm_actor is self._lstm and not has_own_forward(self._lstm)
         return same and super().acts_as_it_is()
 
     def _memory(self) -> list[int]:
@@ -278,7 +278,7 @@ class RecurrentNumpySampler(NumpySampler):
         lstm = self._lstm
         self._weights: list[list[np.ndarray]] = []
         for layer in lstm.all_weights:
-            weights = [weight.detach().numpy() for weight in layer]  # type: ignore[union-attr]
+            weights = [weight.detach().numpy() for weight in layer]
             self._weights.append([weights[0].T, weights[1].T, *weights[2:]])
 
     def go_on_from(self, sampler: PolicySampler | None) -> None:

@@ -18,7 +18,7 @@ class RolloutLocals(dict[str, Any]):
     The ``self.locals`` of callbacks. Besides the variables of ``collect_rollouts`` it has those of SB3's that REINFORCE does
     not compute while it plays, as tensors: ``obs_tensor``, the observations that the policy acted on; their ``values`` (after
     a rollout: those of the next observations), shape ``(n_envs, 1)``; and ``log_probs`` of the actions, shape ``(n_envs,)``.
-    They are computed only when a callback reads them. Further arguments of the policy, such as ``action_masks``, are there too.
+    They are computed only when a callback reads them. Further arguments of the policy, such as ``action_masks``, are there.
 
     :param variables: Variables to begin with
     """

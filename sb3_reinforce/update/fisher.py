@@ -135,8 +135,8 @@ Outputs = list[tuple[type[Distribution], dict[str, th.Tensor]]]
 class FisherOfDifferences(Fisher):
     r"""
     The Fisher information :math:`J^\top M J` of a policy whose second derivative is not available, or slow: :math:`J` is the
-    derivative of the distributions' parameters (logits, means and deviations), and :math:`M` the curvature of the divergence as
-    a function of these. :math:`J v` is a central difference, exact to about 0.0001; all other factors are exact.
+    derivative of the distributions' parameters (logits, means and deviations), and :math:`M` the curvature of the divergence
+    as a function of these. :math:`J v` is a central difference, exact to about 0.0001; all other factors are exact.
 
     For an LSTM of 64 units and 8 episodes of 200 timesteps a product takes a tenth of the time.
 
@@ -313,19 +313,20 @@ def parameters_of(distribution: Distribution) -> tuple[type[Distribution], dict[
     if isinstance(distribution, Normal):
         return Normal, {"loc": distribution.loc, "scale": distribution.scale}
     raise NoNaturalStepError(
-        "`natural_gradient=True` needs a Categorical, Bernoulli or Normal distribution for a policy that is not differentiated "
-        f"twice, got {type(distribution).__name__}."
+        "`natural_gradient=True` needs a Categorical, Bernoulli or Normal distribution for a policy that is not "
+        f"differentiated twice, got {type(distribution).__name__}."
     )
 
 
 def _metric(outputs: Outputs, change: list[th.Tensor]) -> list[th.Tensor]:
     """The Hessian of the summed divergence with respect to the distributions' parameters, times a change of them."""
-    products, changes = [], iter(change)
+    products: list[th.Tensor] = []
+    changes = iter(change)
     with th.enable_grad():
         for kind, parameters in outputs:
             constant = {name: z.detach() for name, z in parameters.items()}
             variable = {name: z.clone().requires_grad_(True) for name, z in constant.items()}
-            old, new = (kind(**arguments, validate_args=False) for arguments in (constant, variable))
+            old, new = (kind(**arguments, validate_args=False) for arguments in (constant, variable))  # type: ignore[arg-type]
             derivatives = th.autograd.grad(kl_divergence(old, new).sum(), list(variable.values()), create_graph=True)
             along = sum((derivative * next(changes)).sum() for derivative in derivatives)
             products += th.autograd.grad(along, list(variable.values()), materialize_grads=True)  # type: ignore[arg-type]

@@ -94,7 +94,8 @@ def _run(verb: str, arguments: list[str]) -> None:
 def _masks_when_playing() -> Iterator[None]:
     """The scripts that play know no masks: have `predict` read them from the environment that the script has made."""
     utils = importlib.import_module("rl_zoo3.utils")
-    create, predict, played = utils.create_test_env, MaskableREINFORCE.predict, []
+    create, predict = utils.create_test_env, MaskableREINFORCE.predict
+    played: list[Any] = []
 
     def create_test_env(*args: Any, **kwargs: Any) -> Any:
         played[:] = [create(*args, **kwargs)]
@@ -103,7 +104,7 @@ def _masks_when_playing() -> Iterator[None]:
     def predict_with_masks(self: MaskableREINFORCE, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
         if action_masks is None and played and has_masks(played[0]):
             action_masks = mask_source(played[0])()
-        return predict(self, *args, action_masks=action_masks, **kwargs)
+        return predict(self, *args, action_masks=action_masks, **kwargs)  # type: ignore[misc]
 
     with contextlib.ExitStack() as stack:
         for name in ("rl_zoo3", "rl_zoo3.utils", "rl_zoo3.enjoy"):  # each has a name of its own for the function

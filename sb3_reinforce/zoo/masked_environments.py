@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 
 
-class WalledGrid(gym.Env[np.ndarray, int]):
+class WalledGrid(gym.Env[np.ndarray, Any]):
     """
     A grid of 9 by 9 cells with inner walls, drawn anew for each episode such that the goal can be reached. Each step costs
     0.01, and the goal in the last corner is worth 1. The masks forbid steps into walls; without them such a step does nothing.

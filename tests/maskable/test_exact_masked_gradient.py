@@ -56,7 +56,11 @@ def by_timestep(returns: np.ndarray, timesteps: np.ndarray, episode_ids: np.ndar
     return 2.0 - 0.7 * timesteps
 
 
-@pytest.mark.parametrize("baseline", [None, "leave_one_out", "linear", "value", by_timestep], ids=str)
+@pytest.mark.parametrize(
+    "baseline",
+    [None, "leave_one_out", "linear", "value", by_timestep],
+    ids=["none", "leave_one_out", "linear", "value", "callable"],
+)
 def test_under_masks_the_estimate_is_unbiased(baseline: Any) -> None:
     assert_agrees(measure(exact_gradient(GAMMA), baseline=baseline))
 

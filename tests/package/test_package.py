@@ -260,6 +260,9 @@ def test_public_names_are_documented(name: str) -> None:
         return  # a named tuple is a record, not a function of its fields
     documented = set(re.findall(r":param (\w+):", text))
     parameters = [p for p in inspect.signature(value).parameters if p not in {"self", "cls"}]
-    missing = [parameter for parameter in parameters if parameter not in documented]
+    of_bases = " ".join(base.__doc__ or "" for base in value.__mro__) if inspect.isclass(value) else ""
+    # What a class inherits is documented where it comes from
+    inherited = set(re.findall(r":param (\w+):", of_bases))
+    missing = [parameter for parameter in parameters if parameter not in documented | inherited]
     assert not missing, f"{name}: no `:param` for {missing}"
     assert not documented - set(parameters), f"{name}: `:param` for what is no argument"
