@@ -114,6 +114,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         assert self._rows is not None
         if recording is None:
             recording = self._all_envs
+        if len(recording) == 0:  # a step that is no timestep of any episode
+            return
         first, stop = self.pos, self.pos + len(recording)
         if stop > len(self._rows["rewards"]):
             self._grow(stop)
