@@ -28,16 +28,23 @@ from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.common import PLAIN, markdown  # first: one thread
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.envs import make_vector_env
 
 ENVS = ("CartPole-v1", "LunarLander-v3", "HalfCheetah-v5")
 N_ENVS = (1, 8)
+#: Many environments in one process, which take a step together: Gymnasium's own of CartPole, and EnvPool's (an extra)
+NATIVE, ENVPOOL = " (native)", " (EnvPool)"
+VECTORS = {"CartPole-v1" + NATIVE: (8, 64, 256), "HalfCheetah-v4" + ENVPOOL: (16,), "Pong-v5" + ENVPOOL: (16,)}
+#: One pass of the critic per update there, as A2C has one step
+OF_VECTORS: dict[str, Any] = {"n_critic_updates": 1, "batch_size": None}
 #: Steps of a measurement, for the fast contenders; the slow ones do fewer
-STEPS = {"CartPole-v1": 30_000, "LunarLander-v3": 12_000, "HalfCheetah-v5": 10_000}
-N_STEPS = {1: 512, 8: 128}
-N_STEPS_WITHOUT_BASELINE = {1: 2048, 8: 128}
+STEPS = {"CartPole-v1" + NATIVE: 150_000, "CartPole-v1": 30_000, "LunarLander-v3": 12_000, "HalfCheetah-v5": 10_000}
+N_STEPS = {1: 512, 8: 128, 16: 128, 64: 128, 256: 128}
+N_STEPS_WITHOUT_BASELINE = {**N_STEPS, 1: 2048}
 COLOURS = {
     "env-only": "#9e9e9e",
     "REINFORCE": "#c0392b",
@@ -68,6 +75,18 @@ class FixedLengthEpisodes(gym.Env):
         return self.obs, 1.0, self.t >= self.length, False, {}
 
 
+def make(env_id: str | Callable[[], gym.Env], n_envs: int) -> VecEnv:
+    """
+    :param env_id: The environment, or a function that makes it
+    :param n_envs: Number of environments
+    :return: The environments
+    """
+    for suffix, mode in ((NATIVE, None), (ENVPOOL, "envpool")):
+        if isinstance(env_id, str) and env_id.endswith(suffix):
+            return make_vector_env(env_id.removesuffix(suffix), n_envs, seed=0, vectorization_mode=mode)
+    return make_vec_env(env_id, n_envs, seed=0)
+
+
 def env_only(env_id: str, n_envs: int, n_steps: int) -> Callable[[int], int]:
     """
     :param env_id: The environment
@@ -75,7 +94,7 @@ def env_only(env_id: str, n_envs: int, n_steps: int) -> Callable[[int], int]:
     :param n_steps: Unused: there are no updates
     :return: A function that plays at least a given number of steps with actions drawn beforehand
     """
-    env = make_vec_env(env_id, n_envs, seed=0)
+    env = make(env_id, n_envs)
     env.reset()
     actions = [np.array([env.action_space.sample() for _ in range(n_envs)]) for _ in range(1024)]
 
@@ -96,7 +115,9 @@ def learner(algorithm: type, env_id: str | Callable[[], gym.Env], n_envs: int, *
     :param kwargs: Arguments of the algorithm
     :return: A function that learns for at least a given number of steps and returns how many it took
     """
-    model = algorithm("MlpPolicy", make_vec_env(env_id, n_envs, seed=0), seed=0, device="cpu", **kwargs)
+    env = make(env_id, n_envs)
+    policy = "CnnPolicy" if len(env.observation_space.shape or ()) == 3 else "MlpPolicy"
+    model = algorithm(policy, env, seed=0, device="cpu", **kwargs)
 
     def run(total: int) -> int:
         model.learn(total, log_interval=1)
@@ -113,7 +134,7 @@ def contenders(env_id: str, n_envs: int) -> dict[str, tuple[Callable[[], Callabl
     :return: By name, a function that builds the contender, and its share of the steps
     """
     n_steps = N_STEPS[n_envs]
-    plain = {**PLAIN, "n_steps": n_steps}
+    plain = {**PLAIN, "n_steps": n_steps, **(OF_VECTORS if env_id in VECTORS else {})}
     no_baseline = {**PLAIN, "n_steps": N_STEPS_WITHOUT_BASELINE[n_envs], "baseline": None}
     return {
         "env-only": (lambda: env_only(env_id, n_envs, n_steps), 1.0),
@@ -225,6 +246,7 @@ def summarize(reports: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
                 ("REINFORCE", "PPO"),
                 ("REINFORCE", "env-only"),
                 ("REINFORCE (no baseline)", "env-only"),
+                ("REINFORCE (no baseline)", "A2C"),
                 ("REINFORCE (defaults)", "A2C"),
             )
         },
@@ -279,13 +301,19 @@ def table(results: dict[str, Any]) -> str:
     :return: A table in Markdown
     """
     names = list(COLOURS)
-    pairs = ("REINFORCE / A2C", "REINFORCE (defaults) / A2C", "REINFORCE / env-only", "REINFORCE (no baseline) / env-only")
+    pairs = (
+        "REINFORCE / A2C",
+        "REINFORCE (defaults) / A2C",
+        "REINFORCE / env-only",
+        "REINFORCE (no baseline) / env-only",
+        "REINFORCE (no baseline) / A2C",
+    )
     rows = []
     for key, result in results["races"].items():
         speeds = [f"{result['steps_per_second'][name]:,.0f}" for name in names]
-        ratios = [f"{result['ratios'][pair]:.2f}" for pair in pairs]
+        ratios = [f"{result['ratios'].get(pair, float('nan')):.2f}" for pair in pairs]
         rows.append([key, *speeds, *ratios, f"{result['discarded_fraction']['REINFORCE']:.0%}"])
-    return markdown(["steps/s", *names, *pairs[:3], "no baseline / env-only", "discarded"], rows)
+    return markdown(["steps/s", *names, *pairs[:3], "no baseline / env-only", "no baseline / A2C", "discarded"], rows)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -320,7 +348,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: a smoke test, not a measurement")
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
-    parser.add_argument("--envs", nargs="+", default=list(ENVS), help="environments")
+    parser.add_argument("--envs", nargs="+", default=list(ENVS), help=f"environments, also {', '.join(VECTORS)}")
     parser.add_argument("--out", type=Path, default=Path("output"), help="folder for throughput.json and throughput.png")
     args = parser.parse_args()
     rounds, scale = (2, 0.1) if args.quick else (args.rounds, 1.0)
@@ -334,12 +362,13 @@ def main() -> None:
         "memory": {},
     }
     for env_id in args.envs:
-        for n_envs in N_ENVS:
+        for n_envs in VECTORS.get(env_id, N_ENVS):
             key = f"{env_id}, {n_envs} env{'s' if n_envs > 1 else ''}"
             steps = int(STEPS.get(env_id, 10_000) * scale)
             results["races"][key] = summarize(race(contenders(env_id, n_envs), steps, rounds))
-            length = gym.spec(env_id).max_episode_steps or 1000
-            results["memory"][key] = memory(env_id, length, n_envs, max(steps // 2, 1))
+            if env_id not in VECTORS:
+                length = gym.spec(env_id).max_episode_steps or 1000
+                results["memory"][key] = memory(env_id, length, n_envs, max(steps // 2, 1))
             print(table({"races": {key: results["races"][key]}}), flush=True)
             (args.out / "throughput.json").write_text(json.dumps(results, indent=1))
     results["scaling"] = scaling(int(40_000 * scale), rounds)
