@@ -33,7 +33,7 @@ from sb3_reinforce.rollout.callback_locals import RolloutCallbacks
 from sb3_reinforce.rollout.dead_steps import DeadSteps, as_vec_env
 from sb3_reinforce.rollout.observations import check_statistics, check_step, judged_observations
 from sb3_reinforce.rollout.player import Player
-from sb3_reinforce.update.advice import Advisor
+from sb3_reinforce.update.advice import Advisor, largest_entropy
 from sb3_reinforce.update.automatic_step import AutomaticStep
 from sb3_reinforce.update.critic import fit_critic
 from sb3_reinforce.update.gradients import Gradients, add_up, check_losses, check_weights, estimate_gradients, log_prob_weights
@@ -364,6 +364,11 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.ent_coef is None:
             return 0.0 if isinstance(self.action_space, spaces.Box) else ENT_COEF
         return self.ent_coef
+
+    @property
+    def largest_entropy(self) -> float:
+        """The entropy of a policy to which all actions are alike, on average over the rollout, if there are finitely many."""
+        return largest_entropy(self.action_space)
 
     @property
     def uses_critic(self) -> bool:

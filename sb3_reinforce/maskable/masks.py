@@ -93,6 +93,14 @@ class MaskLayout:
             raise ValueError(f"The action mask must hold booleans, or zeros and ones, got {mask!r}{where}.")
         return array.astype(bool)
 
+    def largest_entropy(self, masks: np.ndarray) -> float:
+        """
+        :param masks: Masks, shape ``(n_timesteps, n)``, bool
+        :return: The mean entropy of a policy to which all allowed actions are alike
+        """
+        choices = np.add.reduceat(masks, self.starts, axis=1, dtype=int)
+        return float(np.log(np.maximum(choices, 1)).sum(axis=1).mean())
+
     def first_without_choice(self, masks: np.ndarray) -> int | None:
         """
         :param masks: Masks, shape ``(n_envs, n)``, bool

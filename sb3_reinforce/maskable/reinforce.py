@@ -63,6 +63,13 @@ class MaskableREINFORCE(REINFORCE):
     def actor_critic(self) -> ActorCritic:
         return make_maskable_actor_critic(self.policy, self._use_masking)  # type: ignore[arg-type]
 
+    @property
+    def largest_entropy(self) -> float:
+        """The entropy of a policy to which all allowed actions are alike, on average over the rollout."""
+        if not self._use_masking:
+            return super().largest_entropy
+        return MaskLayout(self.action_space).largest_entropy(self.rollout_buffer.action_masks)  # type: ignore[attr-defined]
+
     def _check_environment(self) -> None:
         super()._check_environment()
         is_learning = hasattr(self, "_player")  # the constructor does not know yet if masks are wanted

@@ -116,15 +116,10 @@ class Advisor:
     def _certainty(self, logs: dict[str, float]) -> float | None:
         """What is left of the entropy, or of the deviation; ``None`` where that is not known."""
         space = self.model.action_space
-        if isinstance(space, spaces.Discrete):
-            most = math.log(max(int(space.n), 1))
-        elif isinstance(space, spaces.MultiDiscrete):
-            most = float(np.log(space.nvec).sum())
-        elif isinstance(space, spaces.MultiBinary):
-            most = math.log(2.0) * int(np.prod(space.shape))
-        else:
+        if isinstance(space, spaces.Box):
             half = float(np.mean(space.high - space.low)) / 2
             return logs["std"] / half if "std" in logs and not self.model.use_sde and half > 0 else None
+        most = self.model.largest_entropy
         return -logs["entropy_loss"] / most if most > 0 else None
 
     def _watch_critic(self, logs: dict[str, float], raw_returns: np.ndarray | None) -> None:
@@ -152,6 +147,18 @@ class Advisor:
         if name not in self.given:
             self.given.add(name)
             warnings.warn(text, UserWarning, stacklevel=5)
+
+
+def largest_entropy(space: spaces.Space) -> float:
+    """
+    :param space: A space of finitely many actions
+    :return: The entropy of a policy to which all of them are alike
+    """
+    if isinstance(space, spaces.Discrete):
+        return math.log(max(int(space.n), 1))
+    if isinstance(space, spaces.MultiDiscrete):
+        return float(np.log(space.nvec).sum())
+    return math.log(2.0) * int(np.prod(space.shape or ()))
 
 
 def episode_totals(rewards: np.ndarray, episodes: Episodes) -> np.ndarray:
