@@ -27,10 +27,11 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_reinforce import REINFORCE
+from sb3_reinforce import REINFORCE, RecurrentREINFORCE
 from sb3_reinforce.actor_critic.actor_critic import SeparableActorCritic
 from sb3_reinforce.actor_critic.sampler import Observation, PolicySampler, Sample, Timestep
 from sb3_reinforce.monte_carlo.baselines import Mean
+from sb3_reinforce.recurrent.actor_critic import SeparableRecurrentActorCritic
 from sb3_reinforce.update.policy_step import OptimizerStep
 
 th.set_num_threads(1)
@@ -91,6 +92,21 @@ class Repeatable(REINFORCE):
         return RepeatableActorCritic(self.policy)
 
 
+class RepeatableRecurrentActorCritic(SeparableRecurrentActorCritic):
+    """Acts by the observations alone."""
+
+    def sampler(self, env: Any, rng: np.random.Generator) -> PolicySampler:
+        return ActsByObservation(self.policy)
+
+
+class RepeatableRecurrent(RecurrentREINFORCE):
+    """RecurrentREINFORCE with actions that follow from the observations."""
+
+    @property
+    def actor_critic(self) -> RepeatableRecurrentActorCritic:
+        return RepeatableRecurrentActorCritic(self.policy, self.max_sequence_length)
+
+
 def odd_baseline(returns: np.ndarray, timesteps: np.ndarray, episode_ids: np.ndarray) -> np.ndarray:
     return returns.mean() + 0.1 * timesteps - 0.01 * episode_ids
 
@@ -126,6 +142,10 @@ UPDATES: dict[str, dict[str, Any]] = {
         "batch_size": 100_000,
     },
 }
+LSTM = {"lstm_hidden_size": 6, "net_arch": [], "optimizer_class": th.optim.SGD}
+UPDATES["recurrent"] = {"policy_kwargs": LSTM, "n_critic_updates": 2, "batch_size": 100_000}
+UPDATES["recurrent, in pieces"] = {"policy_kwargs": LSTM, "n_critic_updates": 1, "batch_size": 100_000, "max_sequence_length": 3}
+UPDATES["recurrent, natural"] = {**NATURAL, "policy_kwargs": LSTM, "normalize_advantage": False}
 ACTION_SPACES = {"discrete": spaces.Discrete(3), "box": spaces.Box(-1, 1, (2,), np.float32)}
 
 
@@ -135,9 +155,10 @@ def env_ids(rank: int, size: int) -> list[int]:
     return list(range(first, first + rank + 1))
 
 
-def repeatable_model(ids: list[int], name: str, space: str) -> Repeatable:
+def repeatable_model(ids: list[int], name: str, space: str) -> REINFORCE:
     env = DummyVecEnv([lambda i=i: Monitor(Uneven(i, ACTION_SPACES[space])) for i in ids])  # type: ignore[misc]
-    model = Repeatable("MlpPolicy", env, seed=3, n_steps=20, device="cpu", **{"learning_rate": 0.1, **UPDATES[name]})
+    kind, policy = (RepeatableRecurrent, "MlpLstmPolicy") if "recurrent" in name else (Repeatable, "MlpPolicy")
+    model = kind(policy, env, seed=3, n_steps=20, device="cpu", **{"learning_rate": 0.1, **UPDATES[name]})
     if type(model.policy.optimizer) is th.optim.Adam:
         # A new critic begins at the mean, where Adam would magnify the rounding errors of a gradient of zero
         with th.no_grad():
