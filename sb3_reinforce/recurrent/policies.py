@@ -16,30 +16,100 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
+from torch import nn
+
+from sb3_reinforce.arguments import check_positive_int
 
 
-class _IntegerFeatures(BasePolicy):
-    """An LSTM wants the number of its inputs as Python's integer, and gets NumPy's for a MultiDiscrete observation."""
+class _OwnPolicy(BasePolicy):
+    """
+    What our recurrent policies have beyond sb3-contrib's.
+
+    :param args: The arguments of sb3-contrib's policy
+    :param longest_memory: See :class:`MlpLstmPolicy`
+    :param kwargs: Further arguments of sb3-contrib's policy
+    :raises ValueError: If ``longest_memory`` is no integer of at least 2
+    """
+
+    def __init__(self, *args: Any, longest_memory: int | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.longest_memory = longest_memory
+        if longest_memory is not None:
+            check_positive_int("longest_memory", longest_memory, least=2)
+            for module in self.children():
+                if isinstance(module, nn.LSTM):
+                    open_gates(module, longest_memory)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         extractor = super().make_features_extractor()
+        # An LSTM wants the number of its inputs as Python's integer, and gets NumPy's for a MultiDiscrete observation
         extractor._features_dim = int(extractor._features_dim)
         return extractor
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        own: Any = self
+        return {
+            **super()._get_constructor_parameters(),
+            # sb3-contrib's method leaves them out, and such a policy could not be loaded by itself
+            "lstm_hidden_size": own.lstm_actor.hidden_size,
+            "n_lstm_layers": own.lstm_actor.num_layers,
+            "shared_lstm": own.shared_lstm,
+            "enable_critic_lstm": own.enable_critic_lstm,
+            "lstm_kwargs": own.lstm_kwargs,
+            "longest_memory": self.longest_memory,
+        }
 
-class MlpLstmPolicy(_IntegerFeatures, RecurrentActorCriticPolicy):
-    """sb3-contrib's policy of that name, which here also takes MultiDiscrete observations."""
+
+def open_gates(lstm: nn.LSTM, longest_memory: int) -> None:
+    """
+    Biases with which the units of a new LSTM remember for times between 1 and a longest one. With PyTorch's own, half of
+    a state is forgotten in each timestep. Paper: Tallec and Ollivier (2018), https://arxiv.org/abs/1804.11188, sec. 2
+
+    :param lstm: An LSTM with biases
+    :param longest_memory: The longest time, in timesteps
+    """
+    size = lstm.hidden_size
+    with th.no_grad():
+        for name, bias in lstm.named_parameters():
+            if name.startswith("bias"):
+                bias.zero_()
+            if name.startswith("bias_ih"):
+                bias[size : 2 * size] = th.empty(size).uniform_(1.0, max(longest_memory - 1.0, 1.0)).log()
+                bias[:size] = -bias[size : 2 * size]
 
 
-class CnnLstmPolicy(_IntegerFeatures, RecurrentActorCriticCnnPolicy):
-    """sb3-contrib's policy of that name."""
+class MlpLstmPolicy(_OwnPolicy, RecurrentActorCriticPolicy):
+    """
+    sb3-contrib's policy of that name, which here also takes MultiDiscrete observations.
+
+    :param args: The arguments of sb3-contrib's policy
+    :param longest_memory: For how many timesteps a new LSTM remembers at most, where what matters comes long after it was
+        seen. ``None``: PyTorch's own initialization, which forgets within a few timesteps
+    :param kwargs: Further arguments of sb3-contrib's policy
+    """
 
 
-class MultiInputLstmPolicy(_IntegerFeatures, RecurrentMultiInputActorCriticPolicy):
-    """sb3-contrib's policy of that name."""
+class CnnLstmPolicy(_OwnPolicy, RecurrentActorCriticCnnPolicy):
+    """
+    sb3-contrib's policy of that name.
+
+    :param args: The arguments of sb3-contrib's policy
+    :param longest_memory: See :class:`MlpLstmPolicy`
+    :param kwargs: Further arguments of sb3-contrib's policy
+    """
 
 
-class MaskableRecurrentActorCriticPolicy(_IntegerFeatures, RecurrentActorCriticPolicy):
+class MultiInputLstmPolicy(_OwnPolicy, RecurrentMultiInputActorCriticPolicy):
+    """
+    sb3-contrib's policy of that name.
+
+    :param args: The arguments of sb3-contrib's policy
+    :param longest_memory: See :class:`MlpLstmPolicy`
+    :param kwargs: Further arguments of sb3-contrib's policy
+    """
+
+
+class MaskableRecurrentActorCriticPolicy(_OwnPolicy, RecurrentActorCriticPolicy):
     """
     sb3-contrib's recurrent policy with masks of actions: its arguments, with ``action_masks`` for the methods of
     ``MaskableActorCriticPolicy``.

@@ -144,7 +144,12 @@ UPDATES: dict[str, dict[str, Any]] = {
 }
 LSTM = {"lstm_hidden_size": 6, "net_arch": [], "optimizer_class": th.optim.SGD}
 UPDATES["recurrent"] = {"policy_kwargs": LSTM, "n_critic_updates": 2, "batch_size": 100_000}
-UPDATES["recurrent, in pieces"] = {"policy_kwargs": LSTM, "n_critic_updates": 1, "batch_size": 100_000, "max_sequence_length": 3}
+UPDATES["recurrent, in pieces"] = {
+    "policy_kwargs": LSTM,
+    "n_critic_updates": 1,
+    "batch_size": 100_000,
+    "max_sequence_length": 3,
+}
 UPDATES["recurrent, natural"] = {**NATURAL, "policy_kwargs": LSTM, "normalize_advantage": False}
 ACTION_SPACES = {"discrete": spaces.Discrete(3), "box": spaces.Box(-1, 1, (2,), np.float32)}
 
