@@ -9,10 +9,12 @@ from gymnasium import spaces
 
 class WalledGrid(gym.Env[np.ndarray, Any]):
     """
-    A grid of 9 by 9 cells with inner walls, drawn anew for each episode such that the goal can be reached. Each step costs
-    0.01, and the goal in the last corner is worth 1. The masks forbid steps into walls; without them such a step does nothing.
+    A grid of 9 by 9 cells with inner walls. Each step costs 0.01, and the goal in the last corner, which can be reached, is
+    worth 1. The masks forbid steps into walls; without them such a step does nothing.
 
-    The observation holds the agent's position, as numbers from 0 to 1, and the walls around it.
+    The observation holds the agent's position, as numbers from 0 to 1, and which of its neighbours are free.
+
+    :param new_walls: Whether the walls are drawn anew for each episode; else they are always the same
     """
 
     SIZE = 9
@@ -20,16 +22,19 @@ class WalledGrid(gym.Env[np.ndarray, Any]):
     MAX_STEPS = 200
     N_WALLS = 24
 
-    def __init__(self) -> None:
+    def __init__(self, new_walls: bool = False) -> None:
+        self.new_walls = new_walls
         self.observation_space = spaces.Box(0.0, 1.0, (6,), np.float32)
         self.action_space = spaces.Discrete(len(self.MOVES))
         self._free = np.ones((self.SIZE, self.SIZE), bool)
         self._position = (0, 0)
+        self._draw_walls(np.random.default_rng(0))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self._position = (0, 0)
-        self._draw_walls()
+        if self.new_walls:
+            self._draw_walls(self.np_random)
         return self._observe(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -53,10 +58,10 @@ class WalledGrid(gym.Env[np.ndarray, Any]):
     def _is_free(self, row: int, column: int) -> bool:
         return 0 <= row < self.SIZE and 0 <= column < self.SIZE and bool(self._free[row, column])
 
-    def _draw_walls(self) -> None:
+    def _draw_walls(self, rng: np.random.Generator) -> None:
         while True:
             self._free[:] = True
-            self._free.flat[self.np_random.choice(np.arange(1, self.SIZE**2 - 1), self.N_WALLS, replace=False)] = False
+            self._free.flat[rng.choice(np.arange(1, self.SIZE**2 - 1), self.N_WALLS, replace=False)] = False
             if self._goal_is_reachable():
                 return
 

@@ -89,9 +89,14 @@ def test_a_misspelled_argument_of_a_variant_is_named(tmp_path: Path) -> None:
     assert "max_sequence_lenght" in output and "max_sequence_length" in output
 
 
-def test_the_walls_of_the_grid_are_its_masks() -> None:
-    env = WalledGrid()
+@pytest.mark.parametrize("new_walls", [False, True])
+def test_the_walls_of_the_grid_are_its_masks(new_walls: bool) -> None:
+    env = WalledGrid(new_walls)
     check_env(env)
+    env.reset(seed=0)
+    first = env._free.copy()
+    env.reset(seed=1)
+    assert (env._free != first).any() == new_walls
     for seed in range(20):
         env.reset(seed=seed)
         assert env._goal_is_reachable()
