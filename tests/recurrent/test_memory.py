@@ -63,5 +63,5 @@ def test_the_gates_remember_for_times_up_to_the_longest(tmp_path: Any) -> None:
             assert 2 <= times.min() < 5 and 45 < times.max() <= 50
     model.policy.save(tmp_path / "policy")
     assert type(model.policy).load(tmp_path / "policy").longest_memory == 50
-    with pytest.raises(ValueError, match="longest_memory.*at least 2, got 1"):
+    with pytest.raises(ValueError, match=r"longest_memory.*at least 2, got 1"):
         RecurrentREINFORCE("MlpLstmPolicy", Recall(3), policy_kwargs={"longest_memory": 1})

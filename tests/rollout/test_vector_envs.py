@@ -23,7 +23,7 @@ GAMMA = 0.9
 
 
 class Native(gym.vector.VectorEnv):
-    """A vector environment as native ones are: it resets an environment in the step after its episode's end, and knows no mask."""
+    """Like native ones: an environment is reset in the step after its episode's end, and there is no partial reset."""
 
     def __init__(self, makers: list[Callable[[], gym.Env[Any, Any]]]):
         self.envs = [make() for make in makers]
