@@ -88,10 +88,10 @@ class JobShop(gym.Env[np.ndarray, int]):
         return self.next_operation < self.n_machines
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if not self.action_masks()[action]:
-            raise ValueError(f"The job must be one that `action_masks()` allows, got {action}.")
+        if self.next_operation[action] == self.n_machines:
+            raise ValueError(f"The job must have an operation left, got {action}.")
         self._place(action)
-        terminated = not self.action_masks().any()
+        terminated = not (self.next_operation < self.n_machines).any()
         reward = -self.makespan / self.instance.lower_bound if terminated else 0.0
         return self._observe(), float(reward), terminated, False, {"makespan": self.makespan}
 

@@ -19,7 +19,7 @@ class Scores(BaseFeaturesExtractor):
     :param width: Number of units of a layer
     """
 
-    def __init__(self, observation_space: spaces.Box, n_choices: int, width: int = 64):
+    def __init__(self, observation_space: spaces.Box, n_choices: int, width: int = 32):
         super().__init__(observation_space, features_dim=n_choices)
         n_features = observation_space.shape[0] // n_choices
         self.shape = (n_choices, n_features)
