@@ -138,8 +138,10 @@ def main() -> None:
         print(MISSING)
 
     # Train
-    models = {name: train(name, args) for name in ["MaskableREINFORCE"] + ["MaskablePPO"] * args.ppo}
+    models = {"MaskableREINFORCE": train("MaskableREINFORCE", args)}
     models["MaskableREINFORCE"].save(args.out / "job_shop.zip")
+    if args.ppo:
+        models["MaskablePPO"] = train("MaskablePPO", args)
 
     # Test
     seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + args.instances)

@@ -116,8 +116,10 @@ def main() -> None:
         print(MISSING)
 
     # Train
-    models = {name: train(name, args) for name in ["MaskableREINFORCE"] + ["MaskablePPO"] * args.ppo}
+    models = {"MaskableREINFORCE": train("MaskableREINFORCE", args)}
     models["MaskableREINFORCE"].save(args.out / "tour.zip")
+    if args.ppo:
+        models["MaskablePPO"] = train("MaskablePPO", args)
 
     # Test
     rngs = [np.random.default_rng(FIRST_TEST_SEED + index) for index in range(args.instances)]
