@@ -6,9 +6,10 @@ Many attempts at one instance: a baseline within groups of eight attempts, besid
     python -m benchmarks.groups report [--page docs/many_attempts.md]
 
 ``variance`` measures the gradient estimate at fixed weights, untrained and trained ones: the trace of its covariance over many
-updates, each of 32 fresh episodes, that leave the weights as they are. Groups have 4 instances in an update, and leave-one-out over
-all 32. Advantages are raw, and the sum is divided by the number of episodes, so that both estimate the same gradient.
-``learn`` trains from scratch with the same steps, and tests on 100 instances that are the same for all. Each run is a CSV of its own.
+updates, each of 32 fresh episodes, that leave the weights as they are. Groups have 4 instances in an update, and leave-one-out
+over all 32. Advantages are raw, and the sum is divided by the number of episodes, so that both estimate the same gradient.
+``learn`` trains from scratch with the same steps, and tests on 100 instances that are the same for all. Each run is a CSV of
+its own.
 """
 
 import argparse

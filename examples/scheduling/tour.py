@@ -17,10 +17,10 @@ class Tour(gym.Env[np.ndarray, int]):
     New cities for each episode, or always the same.
 
     Only the nearest cities can be next, so that the same policy is for any number of cities. For each of them the observation
-    has: where it lies, how far that is and by how much the direction of the tour would turn, how far it is from the first city and
-    from the middle of those that are left, how lonely it is (the distance to the nearest and second nearest of the others that
-    are left), the share of the cities that are left, and whether there is such a city at all. Distances are in units of the
-    typical distance between neighbours.
+    has: where it lies, seen from here; how far that is, also beside the nearest; how much nearer it is to the first city, and to
+    the middle of those that are left; how lonely it is (how far the nearest and the second nearest of the others are); whether
+    the tour goes straight on; the share of the cities that are left; and whether there is such a city at all. Distances are in
+    units of the typical distance between neighbours.
 
     :param n_cities: Number of cities
     :param n_nearest: Number of cities to choose among

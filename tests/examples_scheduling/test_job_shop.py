@@ -1,5 +1,7 @@
 """Job-shop scheduling: the times of a schedule, its bound, what is allowed, and what the observations say."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -66,7 +68,7 @@ def test_jobs_keep_their_order_and_machines_do_one_thing_at_a_time(kind: type[Jo
     assert (env.starts[:, 1:] >= ends[:, :-1]).all()
     for machine in range(4):
         on_it = sorted(zip(env.starts[machines == machine], ends[machines == machine], strict=True))
-        assert all(end <= start for (_, end), (start, _) in zip(on_it, on_it[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(on_it))
     assert env.makespan == ends.max()
 
 
