@@ -135,8 +135,8 @@ class ActiveJobShop(JobShop):
     The same problem, with fewer choices and more to see, from which a policy learns faster.
 
     Only jobs that make an *active* schedule are allowed: of all operations that could be next, take the one that would end
-    first; the choice is among those that need its machine and could start before that end (Giffler and Thompson, 1960). A best
-    schedule is always among these, and most of the bad ones are not. All times are counted from the earliest possible start, in
+    first; the choice is among those that need its machine and could start before that end (Giffler and Thompson, 1960). A
+    best schedule is always among these, and most of the bad ones are not. Times are counted from the earliest possible start, in
     units of the mean duration, so that nothing depends on how late it is or on how long operations take.
     """
 
