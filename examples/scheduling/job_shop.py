@@ -136,7 +136,7 @@ class ActiveJobShop(JobShop):
 
     Only jobs that make an *active* schedule are allowed: of all operations that could be next, take the one that would end
     first; the choice is among those that need its machine and could start before that end (Giffler and Thompson, 1960). A
-    best schedule is always among these, and most of the bad ones are not. Times are counted from the earliest possible start, in
+    best schedule is always among these, and most of the bad ones are not. Times count from the earliest possible start, in
     units of the mean duration, so that nothing depends on how late it is or on how long operations take.
     """
 

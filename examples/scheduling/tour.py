@@ -17,7 +17,7 @@ class Tour(gym.Env[np.ndarray, int]):
     New cities for each episode, or always the same.
 
     Only the nearest cities can be next, so that the same policy is for any number of cities. For each of them the observation
-    has: where it lies, seen from here; how far that is, also beside the nearest; how much farther it is from the first city and
+    has: where it lies, seen from here; how far that is, also beside the nearest; how much farther from the first city and
     the middle of those that are left; how lonely it is (how far the nearest and the second nearest of the others are); whether
     the tour goes straight on; the share of the cities that are left; and whether there is such a city at all. Distances are in
     units of the typical distance between neighbours.
