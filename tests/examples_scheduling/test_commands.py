@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks.groups import Knapsack
+from benchmarks.groups import LEARN_COLUMNS, MARKS, TASKS, VARIANCE_COLUMNS, Knapsack
 from examples.scheduling.job_shop import ActiveJobShop
 from examples.scheduling.set_policy import SetPolicy
 from sb3_reinforce import MaskableREINFORCE
@@ -80,3 +80,20 @@ def test_the_knapsack_of_the_benchmark() -> None:
         _, reward, done, _, _ = env.step(action)
         assert env.room >= 0
     assert reward == pytest.approx(packed)
+
+
+def test_the_report_of_the_benchmark(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    folder, page = tmp_path / "results", tmp_path / "page.md"
+    (folder / "Tour").mkdir(parents=True)
+    rows = ["# {}", VARIANCE_COLUMNS]
+    for steps in (0, TASKS["Tour"]):
+        rows += [f"{steps},groups,40,4,1.0,0.1,1,-1", f"{steps},leave_one_out,40,32,4.0,0.1,1,-1"]
+    (folder / "Tour" / "variance-0.csv").write_text("\n".join(rows))
+    (folder / "Tour" / "groups-0.csv").write_text(f"# {{}}\n{LEARN_COLUMNS}\n10,1,-2,-2\n20,2,-1.5,-1.25\n")
+    page.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    command = [sys.executable, "-m", "benchmarks.groups", "report", "--folder", str(folder), "--page", str(page)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| Tour | 0.25 ± 0.03 | 0.25 ± 0.03 |" in text and "| leave-one-out in groups of 8 | - | - | -1.500 (1) |" in text
