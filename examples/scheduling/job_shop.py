@@ -88,17 +88,20 @@ class JobShop(gym.Env[np.ndarray, int]):
         return self.next_operation < self.n_machines
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if not self.action_masks()[action]:
+        if self.next_operation[action] == self.n_machines:
             raise ValueError(f"The job must have an operation left, got {action}.")
+        self._place(action)
+        terminated = not (self.next_operation < self.n_machines).any()
+        reward = -self.makespan / self.instance.lower_bound if terminated else 0.0
+        return self._observe(), float(reward), terminated, False, {"makespan": self.makespan}
+
+    def _place(self, action: int) -> None:
         operation = self.next_operation[action]
         machine = self.instance.machines[action, operation]
         start = max(self.job_free[action], self.machine_free[machine])
         self.starts[action, operation] = start
         self.job_free[action] = self.machine_free[machine] = start + self.instance.durations[action, operation]
         self.next_operation[action] += 1
-        terminated = not self.action_masks().any()
-        reward = -self.makespan / self.instance.lower_bound if terminated else 0.0
-        return self._observe(), float(reward), terminated, False, {"makespan": self.makespan}
 
     @property
     def makespan(self) -> float:
@@ -124,4 +127,78 @@ class JobShop(gym.Env[np.ndarray, int]):
         ]
         features = np.stack([self.next_operation / self.n_machines, *(time / self.instance.lower_bound for time in times)], 1)
         features[self.next_operation > last] = 1.0
+        return features.astype(np.float32).ravel()
+
+
+class ActiveJobShop(JobShop):
+    """
+    The same problem, with fewer choices and more to see, from which a policy learns faster.
+
+    Only jobs that make an *active* schedule are allowed: of all operations that could be next, take the one that would end
+    first; the choice is among those that need its machine and could start before that end (Giffler and Thompson, 1960). A
+    best schedule is always among these, and most of the bad ones are not. Times count from the earliest possible start, in
+    units of the mean duration, so that nothing depends on how late it is or on how long operations take.
+    """
+
+    N_FEATURES = 15
+
+    def __init__(self, n_jobs: int = 6, n_machines: int = 6, instance: Instance | None = None):
+        super().__init__(n_jobs, n_machines, instance)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (self.n_jobs * self.N_FEATURES,), np.float32)
+
+    def _begin(self) -> None:
+        super()._begin()
+        machines, durations = self.instance
+        self.mean_duration = durations.mean()
+        self.work_left = durations.sum(axis=1).astype(float)
+        self.load_left = np.bincount(machines.ravel(), durations.ravel(), self.n_machines)
+        self._look()
+
+    def _look(self) -> None:
+        """What would happen to each job if it were next."""
+        jobs, operation = np.arange(self.n_jobs), np.minimum(self.next_operation, self.n_machines - 1)
+        self.is_open = self.next_operation < self.n_machines
+        self.machine, self.duration = self.instance.machines[jobs, operation], self.instance.durations[jobs, operation]
+        self.start = np.maximum(self.job_free, self.machine_free[self.machine])
+        self.end = self.start + self.duration
+        first = np.where(self.is_open, self.end, np.inf).argmin()
+        self.allowed = self.is_open & (self.machine == self.machine[first]) & (self.start < self.end[first])
+
+    def action_masks(self) -> np.ndarray:
+        """
+        :return: Which jobs can be next in an active schedule, shape ``(n_jobs,)``, bool
+        """
+        return self.allowed.copy()
+
+    def _place(self, action: int) -> None:
+        self.work_left[action] -= self.duration[action]
+        self.load_left[self.machine[action]] -= self.duration[action]
+        super()._place(action)
+        self._look()
+
+    def _observe(self) -> np.ndarray:
+        machine, duration, start, end, work = self.machine, self.duration, self.start, self.end, self.work_left
+        after = np.minimum(self.next_operation + 1, self.n_machines - 1)
+        next_machine = self.instance.machines[np.arange(self.n_jobs), after]
+        has_next = self.next_operation < self.n_machines - 1
+        clock = start[self.is_open].min() if self.is_open.any() else 0.0
+        ends_of_machines = self.machine_free + self.load_left
+        bound = max((start + work).max(), ends_of_machines.max())  # no schedule from here on is shorter
+        waiting = np.bincount(machine[self.is_open], minlength=self.n_machines)
+        times = [
+            duration,
+            self.job_free - clock,
+            start - clock,
+            end - clock,
+            bound - start - work,  # how long the job could wait without harm, if it met no other
+            bound - ends_of_machines[machine],
+            (self.machine_free[next_machine] - end) * has_next,
+            (bound - ends_of_machines[next_machine]) * has_next,
+            work / self.n_machines,
+            (work - duration) / self.n_machines,
+            self.load_left[machine] / self.n_jobs,
+        ]
+        shares = [self.allowed, self.next_operation / self.n_machines, waiting[machine] / self.n_jobs, self.is_open]
+        features = np.stack([*shares, *(time / self.mean_duration for time in times)], axis=1)
+        features[~self.is_open] = 0.0
         return features.astype(np.float32).ravel()
