@@ -101,10 +101,17 @@ def _masks_when_playing() -> Iterator[None]:
         played[:] = [create(*args, **kwargs)]
         return played[0]
 
-    def predict_with_masks(self: MaskableREINFORCE, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
+    def predict_with_masks(
+        self: MaskableREINFORCE,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> Any:
         if action_masks is None and played and has_masks(played[0]):
             action_masks = mask_source(played[0])()
-        return predict(self, *args, action_masks=action_masks, **kwargs)  # type: ignore[misc]
+        return predict(self, observation, state, episode_start, deterministic, action_masks)
 
     with contextlib.ExitStack() as stack:
         for name in ("rl_zoo3", "rl_zoo3.utils", "rl_zoo3.enjoy"):  # each has a name of its own for the function
