@@ -50,7 +50,7 @@ class CriticMemory:
         for step in missed:
             self._states = self._after(*step)
         self._missed = [last]
-        return self._begun(self._states, last[1])
+        return begun(self._states, last[1])
 
     def after_last(self, begins: np.ndarray) -> States | None:
         """
@@ -60,7 +60,7 @@ class CriticMemory:
         if self.before_last() is None:
             return None
         # They are not kept: the states before the last observations may be asked for again
-        return self._begun(self._after(*self._missed[0]) if self._missed else self._states, begins)
+        return begun(self._after(*self._missed[0]) if self._missed else self._states, begins)  # type: ignore[arg-type]
 
     def go_on_from(self, states: tuple[th.Tensor, ...]) -> None:
         """
@@ -77,12 +77,27 @@ class CriticMemory:
         tensor = obs_as_tensor(of_space(obs, policy.observation_space), policy.device)
         with th.no_grad():
             features = BasePolicy.extract_features(policy, tensor, policy.vf_features_extractor)
-            return policy.lstm_critic(features[None], self._begun(self._states, begins))[1]
+            assert self._states is not None
+            return policy.lstm_critic(features[None], begun(self._states, begins))[1]
 
-    def _begun(self, states: States | None, begins: np.ndarray) -> States:
-        assert states is not None
-        goes_on = th.as_tensor(~begins, dtype=th.float32, device=self.policy.device)[:, None]
-        return states[0] * goes_on, states[1] * goes_on
+
+def begun(states: States, begins: np.ndarray) -> States:
+    """
+    :param states: The states of all environments
+    :param begins: Whether an episode begins, shape ``(n_envs,)``
+    :return: The same, and zero where one begins
+    """
+    goes_on = th.as_tensor(~begins, dtype=th.float32, device=states[0].device)[:, None]
+    return states[0] * goes_on, states[1] * goes_on
+
+
+def episode_begins(timestep: Timestep, n_envs: int) -> np.ndarray:
+    """
+    :param timestep: Gives the timestep within its episode that an environment is at
+    :param n_envs: Number of environments
+    :return: Whether an episode begins, shape ``(n_envs,)``
+    """
+    return np.fromiter((timestep(env_id) == 0 for env_id in range(n_envs)), bool, n_envs)
 
 
 def at_start(env_id: int) -> int:
@@ -128,7 +143,7 @@ class RecurrentPolicySampler(PolicySampler):
         :return: Whether an episode begins, shape ``(n_envs,)``
         """
         self._timestep = timestep
-        return np.fromiter((timestep(env_id) == 0 for env_id in range(self.n_envs)), bool, self.n_envs)
+        return episode_begins(timestep, self.n_envs)
 
     def act(self, obs: Any, timestep: Timestep) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
         starts = th.as_tensor(self.begins(timestep), dtype=th.float32, device=self.policy.device)
@@ -189,8 +204,7 @@ class RecurrentActorSampler(RecurrentPolicySampler):
         policy: Any = self.policy
         begins = self.begins(timestep)
         self._critic.note(self._obs, begins)
-        goes_on = th.as_tensor(~begins, dtype=th.float32, device=policy.device)[:, None]
-        self._before = self.states.pi[0] * goes_on, self.states.pi[1] * goes_on
+        self._before = begun(self.states.pi, begins)  # type: ignore[arg-type]
         features = BasePolicy.extract_features(policy, obs, policy.pi_features_extractor)
         latent, after = policy.lstm_actor(features[None], self._before)
         self.states = RNNStates(after, after)
@@ -209,8 +223,7 @@ class RecurrentActorSampler(RecurrentPolicySampler):
 
     def next_values(self, obs: Any) -> th.Tensor:
         begins = self.begins(self._timestep)
-        goes_on = th.as_tensor(~begins, dtype=th.float32, device=self.policy.device)[:, None]
-        states = self._critic.after_last(begins) or (self.states.pi[0] * goes_on, self.states.pi[1] * goes_on)
+        states = self._critic.after_last(begins) or begun(self.states.pi, begins)  # type: ignore[arg-type]
         return self.policy.predict_values(obs, states, th.zeros(self.n_envs, device=self.policy.device))  # type: ignore[call-arg]
 
 
@@ -309,7 +322,7 @@ class RecurrentNumpySampler(NumpySampler):
 
     def _begins(self, timestep: Timestep) -> np.ndarray:
         self._timestep = timestep
-        return np.fromiter((timestep(env_id) == 0 for env_id in range(self.n_envs)), bool, self.n_envs)
+        return episode_begins(timestep, self.n_envs)
 
     def inputs(self, obs: Observation) -> np.ndarray:
         x = super().inputs(obs)
@@ -333,10 +346,7 @@ class RecurrentNumpySampler(NumpySampler):
 
     def next_values(self, obs: Any) -> th.Tensor:
         begins = self._begins(self._timestep)
-        states = self._critic.after_last(begins)
-        if states is None:
-            goes_on = ~begins[:, None]
-            states = _as_tensors([h * goes_on for h in self._hidden], [c * goes_on for c in self._cell])
+        states = self._critic.after_last(begins) or begun(_as_tensors(self._hidden, self._cell), begins)
         return self.policy.predict_values(obs, states, th.zeros(self.n_envs))  # type: ignore[call-arg]
 
 
