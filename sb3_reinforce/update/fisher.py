@@ -138,7 +138,7 @@ class FisherOfDifferences(Fisher):
     derivative of the distributions' parameters (logits, means and deviations), and :math:`M` the curvature of the divergence
     as a function of these. :math:`J v` is a central difference, exact to about 0.0001; all other factors are exact.
 
-    For an LSTM of 64 units and 8 episodes of 200 timesteps a product takes a tenth of the time.
+    For an LSTM of 64 units and 8 episodes of 200 timesteps a product takes an eighth of the time (20 instead of 158 ms).
 
     :param actor_critic: The policy
     :param batch: The timesteps to average over
@@ -183,26 +183,26 @@ class FisherOfDifferences(Fisher):
         if norm == 0.0:
             return th.zeros_like(vector)
         direction = vector / norm
-        changes = self._changes(direction)
         total = th.zeros_like(vector)
-        for outputs, change in zip(self._all_outputs(), changes, strict=True):
-            total += self._pulled_back(outputs, change)
+        for outputs, weights in zip(self._all_outputs(), self._weights(direction), strict=True):
+            total += self._pulled_back(outputs, weights)
         self._workers.add_up([total])
         return total * (norm / self.n_timesteps)
 
-    def _changes(self, direction: th.Tensor) -> list[list[th.Tensor]]:
-        """:math:`J v` for each piece. The distance of the two points is corrected until the divergence is as it should be."""
+    def _weights(self, direction: th.Tensor) -> list[list[th.Tensor]]:
+        """:math:`M J v` for each piece. The distance of the two points is corrected until the divergence is as it should be."""
         distance = self._distance
-        changes: list[list[th.Tensor]] = []
+        weights: list[list[th.Tensor]] = []
         for _ in range(self.MAX_TRIALS):
             points = [self._outputs_at(sign * distance, direction) for sign in (1.0, -1.0)]
             changes = [
                 [_difference(a, b) / (2.0 * distance) for a, b in zip(one, other, strict=True)]
                 for one, other in zip(*points, strict=True)
             ]
+            weights = [_metric(outputs, change) for outputs, change in zip(self._all_outputs(), changes, strict=True)]
             of_all = th.zeros(1, device=direction.device)
-            for outputs, change in zip(self._all_outputs(), changes, strict=True):
-                of_all += sum(th.sum(a * b) for a, b in zip(_metric(outputs, change), change, strict=True))
+            for weight, change in zip(weights, changes, strict=True):
+                of_all += sum(th.sum(a * b) for a, b in zip(weight, change, strict=True))
             self._workers.add_up([of_all])
             divergence = 0.5 * float(of_all) / self.n_timesteps * distance**2
             far_enough = divergence > self.DIVERGENCE / self.FACTOR or distance == self.MAX_DISTANCE
@@ -211,7 +211,7 @@ class FisherOfDifferences(Fisher):
             factor = math.sqrt(self.DIVERGENCE / max(divergence, 1e-30)) if math.isfinite(divergence) else 0.0
             distance = min(distance * min(max(factor, 1e-2), 1e2), self.MAX_DISTANCE)
         self._distance = distance
-        return changes
+        return weights
 
     def _all_outputs(self) -> Iterator[Outputs]:
         """The distributions' parameters of all pieces, one after the other, with their graph."""
@@ -240,9 +240,8 @@ class FisherOfDifferences(Fisher):
             for parameter, old in zip(self.parameters, kept, strict=True):
                 parameter.data = old
 
-    def _pulled_back(self, outputs: Outputs, change: list[th.Tensor]) -> th.Tensor:
-        """:math:`J^\top M` times a change."""
-        weights = _metric(outputs, change)
+    def _pulled_back(self, outputs: Outputs, weights: list[th.Tensor]) -> th.Tensor:
+        """:math:`J^\top` times weights of the distributions' parameters."""
         tensors = [z for _, of_one in outputs for z in of_one.values()]
         with_graph = [(z, w) for z, w in zip(tensors, weights, strict=True) if z.requires_grad]
         gradients = th.autograd.grad(
