@@ -41,7 +41,7 @@ class RecurrentActorCritic(ActorCritic):
     """
 
     policy: RecurrentActorCriticPolicy
-    # PyTorch's LSTMs are slow when they are differentiated twice (20 to 50 times as slow as once), and on a GPU cannot be
+    # PyTorch's LSTMs are 20 to 50 times as slow when they are differentiated twice as once, and on a GPU they cannot be
     has_second_derivative = False
     #: Whether the sequences of a piece are padded
     pads = True
