@@ -190,7 +190,7 @@ class FisherOfDifferences(Fisher):
         return total * (norm / self.n_timesteps)
 
     def _weights(self, direction: th.Tensor) -> list[list[th.Tensor]]:
-        """:math:`M J v` for each piece. The distance of the two points is corrected until the divergence is as it should be."""
+        """:math:`M J v` for each piece. The distance of the points is corrected until the divergence is as it should be."""
         distance = self._distance
         weights: list[list[th.Tensor]] = []
         for _ in range(self.MAX_TRIALS):
