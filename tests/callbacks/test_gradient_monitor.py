@@ -21,6 +21,7 @@ from sb3_reinforce.callbacks import GradientMonitor
 from sb3_reinforce.callbacks.gradient_monitor import coming_batch, present_weighting
 from sb3_reinforce.callbacks.noise import covariance_trace, divide, divisor_shares, group_gradients, measure_noise
 from sb3_reinforce.monte_carlo.episodes import Episodes
+from tests.helpers import no_warnings
 from tests.helpers.environments import Scripted, vec
 from tests.helpers.plain import PLAIN
 from tests.helpers.tiny_mdp import TinyEnv, collect_estimates, make_model
@@ -326,7 +327,7 @@ def test_a_batch_of_one_episode_is_passed_by():
         monitor.plot("nothing.png")
 
 
-@pytest.mark.filterwarnings("error")
+@no_warnings
 def test_where_there_is_no_gradient_there_are_no_ratios():
     env = vec(Scripted([3], reward=lambda timestep: 0.0))
     model, monitor = REINFORCE("MlpPolicy", env, baseline=None, n_steps=12, device="cpu"), GradientMonitor(1, True)

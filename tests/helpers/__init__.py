@@ -2,5 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
 #: The folder of the project
 ROOT = Path(__file__).parents[2]
+#: A test that warns of nothing. A file that an earlier test left open may be closed while it runs
+no_warnings = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")

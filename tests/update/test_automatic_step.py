@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributions import AffineTransform, Laplace, Normal, StudentT, TransformedDistribution
 
 from sb3_reinforce import REINFORCE
+from tests.helpers import no_warnings
 from tests.helpers.environments import Scripted, vec
 from tests.helpers.policies import OneFunction
 from tests.update.natural import ACTIONS, VECTOR, actor, episodes, flat
@@ -165,7 +166,7 @@ def make(policy: Any, actions: spaces.Space, n_envs: int = 1, **kwargs: Any) -> 
 
 
 @pytest.mark.parametrize("name", ACTIONS)
-@pytest.mark.filterwarnings("error")
+@no_warnings
 def test_a_policy_takes_natural_steps_by_default(name: str) -> None:
     by_default = make("MlpPolicy", ACTIONS[name]).learn(100)
     natural = make("MlpPolicy", ACTIONS[name], natural_gradient=True).learn(100)
@@ -216,7 +217,7 @@ def test_gradients_that_are_clipped_on_their_way_make_no_fisher_information() ->
 @pytest.mark.parametrize("bias", [0.0, 5.0, 12.0])
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 @pytest.mark.parametrize("name", ACTIONS)
-@pytest.mark.filterwarnings("error")
+@no_warnings
 def test_a_policy_that_is_nearly_certain_has_natural_steps(name: str, activation: type[nn.Module], bias: float) -> None:
     for seed in range(3):
         model = make("MlpPolicy", ACTIONS[name], seed=seed, policy_kwargs={"activation_fn": activation})
@@ -271,7 +272,7 @@ def test_a_policy_that_turns_out_to_have_no_natural_step_learns_on(monkeypatch: 
     assert not th.equal(flat(actor(model.policy)), before)
 
 
-@pytest.mark.filterwarnings("error")
+@no_warnings
 def test_a_task_that_is_solved_is_not_warned_of() -> None:
     """No batch of it has a direction."""
     env = vec(Scripted((7,), VECTOR, reward=lambda _: 1e3 / 7))

@@ -31,6 +31,7 @@ from sb3_reinforce.update.natural_step import (
     distributions_as_it_acts,
     divergences_from,
 )
+from tests.helpers import no_warnings
 from tests.helpers.environments import Scripted, vec
 from tests.update.natural import (
     ACTIONS,
@@ -395,14 +396,14 @@ def test_the_divergence_of_an_action_is_the_sum_over_its_parts(name: str) -> Non
 
 @pytest.mark.parametrize("target_kl", [1e-4, 0.02, 0.3])
 @pytest.mark.parametrize("name", ACTIONS)
-@pytest.mark.filterwarnings("error")
+@no_warnings
 def test_steps_of_about_the_target_are_not_warned_of(name: str, target_kl: float) -> None:
     model = make(episodes(ACTIONS[name], n_envs=2), target_kl=target_kl).learn(100)
     assert 0 < model.logger.name_to_value["train/kl_divergence"] < 5 * target_kl
 
 
 @pytest.mark.parametrize("squash", [False, True])
-@pytest.mark.filterwarnings("error")
+@no_warnings
 def test_steps_with_gsde_are_not_warned_of(squash: bool) -> None:
     """Whose log-probabilities make a noisy estimate of the divergence: a few matrices are the noise of all timesteps."""
     kwargs = {"squash_output": squash}
@@ -412,7 +413,7 @@ def test_steps_with_gsde_are_not_warned_of(squash: bool) -> None:
         assert 0 < model.logger.name_to_value["train/kl_divergence"] < 5 * 0.01
 
 
-@pytest.mark.filterwarnings("error")
+@no_warnings
 def test_what_dropout_and_the_critic_move_is_not_warned_of() -> None:
     kwargs = {"features_extractor_class": Dropping, "optimizer_class": th.optim.SGD}
     model = make(episodes(ACTIONS["discrete"]), target_kl=lambda _: 0.0, learning_rate=0.1, policy_kwargs=kwargs).learn(100)

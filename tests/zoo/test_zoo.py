@@ -238,7 +238,8 @@ from rl_zoo3.exp_manager import ExperimentManager
 methods = dict(vars(ExperimentManager))
 sb3_reinforce.zoo.register()
 assert dict(vars(ExperimentManager)) == methods
-assert {key: value for key, value in ALGOS.items() if key != "reinforce"} == before
+ours = ["reinforce", "reinforce_mask", "reinforce_lstm", "reinforce_mask_lstm"]
+assert [key for key in ALGOS if key not in before] == ours and {**ALGOS, **before} == ALGOS
 
 for arguments in ([], ["trian"], ["--help"], ["push_to_hub", "--help"]):
     try:
