@@ -33,6 +33,7 @@ from sb3_reinforce.rollout.callback_locals import RolloutCallbacks
 from sb3_reinforce.rollout.dead_steps import DeadSteps, as_vec_env
 from sb3_reinforce.rollout.observations import check_statistics, check_step, judged_observations
 from sb3_reinforce.rollout.player import Player
+from sb3_reinforce.rollout.rollout_start import SAVED_AS, RolloutStart
 from sb3_reinforce.update.advice import Advisor, largest_entropy
 from sb3_reinforce.update.automatic_step import AutomaticStep
 from sb3_reinforce.update.critic import fit_critic
@@ -134,6 +135,9 @@ class REINFORCE(OnPolicyAlgorithm):
         errors decide the directions about which the batch says nothing
     :param sub_sampling_factor: :math:`F` is averaged over one timestep out of this many in these equations, to save
         time; the gradient and the divergence of the step are those of all timesteps
+    :param seed_rollouts: Whether each rollout of whole episodes starts from a reset with seeds that are derived from ``seed``
+        and the number of the update, so that a saved run can be taken up exactly. With a single environment this is one
+        more reset per rollout. No effect without a ``seed``
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -214,6 +218,7 @@ class REINFORCE(OnPolicyAlgorithm):
         cg_max_steps: int = 15,
         cg_damping: float = 0.1,
         sub_sampling_factor: int = 1,
+        seed_rollouts: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -271,6 +276,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
         self.sub_sampling_factor = sub_sampling_factor
+        self.seed_rollouts = seed_rollouts
 
         if _init_setup_model:
             self._check_environment()
@@ -292,6 +298,7 @@ class REINFORCE(OnPolicyAlgorithm):
         n_steps, self.n_steps = self.n_steps, self.steps_per_environment  # SB3 gives it to the buffer
         self._make_parts()
         self.n_steps = n_steps
+        self._player.taken_up = RolloutStart.of_file(vars(self).pop(SAVED_AS, None))
         if self.normalize_returns:
             say_nothing(self.actor_critic.value_head())
         use_fused_adam(self.policy.optimizer)
@@ -516,6 +523,7 @@ class REINFORCE(OnPolicyAlgorithm):
             gradients = gradients._replace(value_loss=gradients.value_loss * units.scale**2)
         self._n_updates += 1
         self._record_update(gradients, logs, self.uses_critic and units is None)
+        self._player.between_rollouts()
 
     def batch(self) -> Batch:
         """
@@ -604,8 +612,9 @@ class REINFORCE(OnPolicyAlgorithm):
         self._check_environment()
         sb3_buffer.check_buffer(self.rollout_buffer, vars(self), self.actor_critic)
         self.policy_step.check()
-        self._player.limits.begin(self.env, self.horizon, self.complete_episodes)  # type: ignore[arg-type]
+        taken_up = self._player.begin_learning(reset_num_timesteps)
         self.workers.start(self, total_timesteps)
+        self._player.taken_up = taken_up  # also if the workers were seeded
         self._player.limits.share(self.workers)
         self.policy_step.begin()
         if self._n_updates == 0:
@@ -671,7 +680,10 @@ class REINFORCE(OnPolicyAlgorithm):
         known = {"policy_step_class", *arguments.constructor_arguments(cls), *inspect.signature(super().load).parameters}
         arguments.check_names(kwargs, known, f"{cls.__name__}.load")
         path, former = files.own_or_converted(cls.__name__, path, device, custom_objects)
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **{**former, **kwargs})
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **{**former, **kwargs})
+        if "seed" in kwargs:
+            model._player.taken_up = None
+        return model
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         return files.with_names(super().get_parameters(), self.policy)
@@ -693,7 +705,7 @@ class REINFORCE(OnPolicyAlgorithm):
             super().set_parameters(parameters, exact_match, device)
 
     def save(self, path: FilePath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
-        with self.workers.whole_file(path) as file:
+        with self.workers.whole_file(path) as file, self._player.start.put_into(self):
             super().save(file, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:

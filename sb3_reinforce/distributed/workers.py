@@ -390,7 +390,8 @@ class Group(Alone):
             for _, others, _, _ in gathered:
                 total |= others[i]
             set_moments(normalizer, total)
-            self._normalizers[i] = (normalizer, total)
+            # Not `total`, which has other rounding errors: a run that is taken up here has the normalizer alone
+            self._normalizers[i] = (normalizer, moments_of(normalizer))
         if len({number for _, _, _, number in gathered}) > 1:
             self.n_repairs += 1
             self._share_state(model)

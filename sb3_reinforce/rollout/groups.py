@@ -17,8 +17,8 @@ def seeds_of_groups(base: int, n_updates: int, groups: range, group_size: int) -
     :param group_size: Number of environments in a group
     :return: The seed of each environment, the same within a group
     """
-    drawn = [int(np.random.SeedSequence((base, n_updates, group)).generate_state(1)[0]) % 2**31 for group in groups]
-    return [seed for seed in drawn for _ in range(group_size)]
+    drawn = np.random.SeedSequence((base, n_updates)).generate_state(groups.stop)[groups.start :] % 2**31
+    return [seed for seed in drawn.tolist() for _ in range(group_size)]
 
 
 def reset_with_seeds(env: VecEnv, seeds: list[int]) -> Any:

@@ -19,6 +19,7 @@ from sb3_reinforce.rollout.episode_infos import info_of_cut_episode
 from sb3_reinforce.rollout.groups import check_alike, reset_with_seeds, seeds_of_groups
 from sb3_reinforce.rollout.limits import EpisodeLimits
 from sb3_reinforce.rollout.recorder import CompleteEpisodes, FixedLength, Recorder
+from sb3_reinforce.rollout.rollout_start import RolloutStart
 
 
 class Player:
@@ -38,6 +39,10 @@ class Player:
         # Timestep that each environment has reached in an episode that the next rollout continues
         self._reached_timesteps: list[int] = []
         self._n_timesteps_before = 0
+        # What the present rollout began with, or, between two rollouts, what the next one begins with, if that is known
+        self._start: RolloutStart | None = None
+        #: What the first rollout of a run that is taken up from a file begins with
+        self.taken_up: RolloutStart | None = None
         self._group_seed: int | None = None
         self._discounts = (model.gamma, model.gae_lambda)
 
@@ -46,6 +51,37 @@ class Player:
         :param seed: The seed of the actions
         """
         self._rng, self._sampler, self._group_seed = np.random.default_rng(seed), None, None
+        self.taken_up = None
+        if self._start is not None and not self._start.counted:  # no rollout is being played
+            self._start = None
+
+    @property
+    def start(self) -> RolloutStart:
+        """What the present rollout began with, or, between two rollouts, what the next one begins with."""
+        if self._start is not None:
+            return self._start
+        # One of several workers may ask alone, and does not know the others' generators
+        return self._next_start(known=self.model.workers.size == 1)
+
+    def _next_start(self, known: bool = True) -> RolloutStart:
+        return RolloutStart.of(self.model, self._rng, self.limits.cuts_expected, known and self.model.seed is not None)
+
+    def begin_learning(self, is_new_run: bool) -> RolloutStart | None:
+        """
+        :param is_new_run: Whether the run begins anew, also if the model comes from a file
+        :return: What the first rollout begins with if a run is taken up
+        :raises ValueError: If the environments' episodes cannot be interrupted, which complete episodes need
+        """
+        model, start = self.model, None if is_new_run else self.taken_up
+        self._start = None
+        if start is not None:
+            start.restore_statistics(model.env)  # now, as the workers share them
+        self.limits.begin(model.env, model.horizon, model.complete_episodes, model._warned_of_horizon)
+        return start
+
+    def between_rollouts(self) -> None:
+        """Called after an update, with which the last rollout is past."""
+        self._start = self._next_start()
 
     def begin(self, buffer: RolloutBuffer) -> None:
         """
@@ -54,10 +90,23 @@ class Player:
         :param buffer: The buffer of the rollout. It has its own copies of the discounts; a discount that was set by hand on
             it, as with SB3's algorithms, stays
         """
-        self._n_timesteps_before = self.model.num_timesteps
-        discounts = (self.model.gamma, self.model.gae_lambda)
+        model = self.model
+        if self.taken_up is not None:
+            self._take_up(self.taken_up)
+            self.taken_up = None
+        if self._sampler is not None:
+            self._sampler.draw_afresh()
+        self._start = (self._start or self._next_start()).with_counts(model)
+        self._n_timesteps_before = model.num_timesteps
+        discounts = (model.gamma, model.gae_lambda)
         if discounts != self._discounts:
             buffer.gamma, buffer.gae_lambda = self._discounts = discounts
+
+    def _take_up(self, start: RolloutStart) -> None:
+        model = self.model
+        start.restore_statistics(model.env)  # the reset at the beginning of `learn` was one more
+        start.restore_generators(model.device, self._rng, model.workers.rank, model.workers.size)
+        self.limits.note(start.cuts_expected)
 
     def start_recorder(self, env: VecEnv, n_steps: int) -> Recorder:
         """
@@ -74,26 +123,29 @@ class Player:
             reached = self._reached_timesteps if same else [0] * env.num_envs
             first = [0 if starts else t for starts, t in zip(model._last_episode_starts, reached, strict=True)]
             return FixedLength(env.num_envs, n_steps, first)
-        if model.group_size > 1:
-            model._last_obs = self._reset_groups(env)
+        if model.group_size > 1 or (model.seed_rollouts and model.seed is not None and self.limits.resets_allowed):
+            model._last_obs = self._reset_with_seeds(env)
         elif not model._last_episode_starts.all() or DeadSteps(env).coming() is not None:
             model._last_obs = env.reset()
         model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         cuts_expected = self.limits.read(env, model.horizon)
         return CompleteEpisodes(env.num_envs, n_steps, model.n_episodes, self.limits.horizons, cuts_expected)
 
-    def _reset_groups(self, env: VecEnv) -> Any:
-        """Start the episodes of each group from the same seed, a fresh one in each update."""
+    def _reset_with_seeds(self, env: VecEnv) -> Any:
+        """Start the episodes of each group, or of each environment, from a seed that is a fresh one in each update."""
         model = self.model
         n_groups = env.num_envs // model.group_size
         counts = model.workers.gather(n_groups)
         first = sum(counts[: model.workers.rank])
-        if self._group_seed is None:
-            own = model.seed if model.seed is not None else int(th.randint(2**31, (1,)))
-            self._group_seed = model.workers.gather(own)[0]
-        seeds = seeds_of_groups(self._group_seed, model._n_updates, range(first, first + n_groups), model.group_size)
+        base = model.seed
+        if base is None:
+            if self._group_seed is None:
+                self._group_seed = model.workers.gather(int(th.randint(2**31, (1,))))[0]
+            base = self._group_seed
+        seeds = seeds_of_groups(base, model._n_updates, range(first, first + n_groups), model.group_size)
         observations = reset_with_seeds(env, seeds)
-        check_alike(observations, model.group_size)
+        if model.group_size > 1:
+            check_alike(observations, model.group_size)
         return observations
 
     def start_sampler(self, env: VecEnv) -> PolicySampler:
