@@ -1,7 +1,6 @@
 import copy
 import inspect
 import io
-import pathlib
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -17,7 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce import arguments, files
+from sb3_reinforce import arguments, files, model_file
 from sb3_reinforce.actor_critic.actor_critic import ActorCritic, make_actor_critic
 from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.actor_critic.parameters import group_parameters, set_critic_rate, use_fused_adam
@@ -25,7 +24,9 @@ from sb3_reinforce.actor_critic.sampler import reset_noise, to_environment
 from sb3_reinforce.actor_critic.state import all_or_nothing, forget_graphs
 from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_reinforce.distributed import ALONE, Alone, local_device, n_launched
+
 from sb3_reinforce.finite import check_finite, without_underflow
+from sb3_reinforce.model_file import FilePath
 from sb3_reinforce.monte_carlo.baselines import Baseline, BaselineFunction, make_baseline
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.rollout import sb3_buffer
@@ -33,7 +34,7 @@ from sb3_reinforce.rollout.callback_locals import RolloutCallbacks
 from sb3_reinforce.rollout.dead_steps import DeadSteps, as_vec_env
 from sb3_reinforce.rollout.observations import check_statistics, check_step, judged_observations
 from sb3_reinforce.rollout.player import Player
-from sb3_reinforce.rollout.rollout_start import SAVED_AS, RolloutStart
+from sb3_reinforce.rollout.rollout_start import RolloutStart
 from sb3_reinforce.update.advice import Advisor, largest_entropy
 from sb3_reinforce.update.automatic_step import AutomaticStep
 from sb3_reinforce.update.critic import fit_critic
@@ -43,7 +44,6 @@ from sb3_reinforce.update.natural_step import NaturalStep
 from sb3_reinforce.update.policy_step import OptimizerStep, PolicyStep
 from sb3_reinforce.update.return_units import ReturnUnits, in_units, say_nothing
 
-FilePath = str | pathlib.Path | io.BufferedIOBase
 #: Timesteps of an update over all environments, unless ``n_steps`` or ``n_episodes`` says otherwise
 N_TIMESTEPS = 1024
 #: Minibatch size of the critic, and the largest number of minibatches in a pass, unless ``batch_size`` says otherwise
@@ -298,7 +298,7 @@ class REINFORCE(OnPolicyAlgorithm):
         n_steps, self.n_steps = self.n_steps, self.steps_per_environment  # SB3 gives it to the buffer
         self._make_parts()
         self.n_steps = n_steps
-        self._player.taken_up = RolloutStart.of_file(vars(self).pop(SAVED_AS, None))
+        self._player.taken_up = RolloutStart.of_attributes(vars(self))
         if self.normalize_returns:
             say_nothing(self.actor_critic.value_head())
         use_fused_adam(self.policy.optimizer)
@@ -679,8 +679,10 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         known = {"policy_step_class", *arguments.constructor_arguments(cls), *inspect.signature(super().load).parameters}
         arguments.check_names(kwargs, known, f"{cls.__name__}.load")
-        path, former = files.own_or_converted(cls.__name__, path, device, custom_objects)
-        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **{**former, **kwargs})
+        items = model_file.read_items(path)
+        path, former = files.own_or_converted(cls.__name__, path, items, device, custom_objects)
+        with model_file.version_named(items):
+            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **{**former, **kwargs})
         if "seed" in kwargs:
             model._player.taken_up = None
         return model
@@ -705,8 +707,21 @@ class REINFORCE(OnPolicyAlgorithm):
             super().set_parameters(parameters, exact_match, device)
 
     def save(self, path: FilePath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
-        with self.workers.whole_file(path) as file, self._player.start.put_into(self):
+        """
+        Save the model as SB3 does, but as a whole or not at all, and so that the run can be taken up exactly: in the midst of
+        a rollout, what is saved is the model at the start of this rollout.
+
+        :param path: Path to the file (or a file-like)
+        :param exclude: Names of attributes that should be excluded in addition to the default ones
+        :param include: Names of attributes that might be excluded but should be included anyway
+        :raises OSError: If the file cannot be written; what was at its place is then unchanged
+        """
+        is_path = not isinstance(path, io.BufferedIOBase)
+        file: Any = io.BytesIO() if is_path else path
+        with self._player.start.put_into(self):
             super().save(file, exclude, include)
+        if is_path:
+            model_file.write(path, file.getbuffer())  # type: ignore[arg-type]
 
     def _excluded_save_params(self) -> list[str]:
         own = ["workers", "_seeded_env", "_player", "_advisor", "_policy_steps", "_made_schedule"]

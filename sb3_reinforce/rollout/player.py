@@ -16,7 +16,7 @@ from sb3_reinforce.distributed import Report
 from sb3_reinforce.rollout.advantages import AdvantageEstimator
 from sb3_reinforce.rollout.dead_steps import DeadSteps
 from sb3_reinforce.rollout.episode_infos import info_of_cut_episode
-from sb3_reinforce.rollout.groups import check_alike, reset_with_seeds, seeds_of_groups
+from sb3_reinforce.rollout.seeds import check_alike, reset_with_seeds, seed_of_rollout, seeds_of_groups, takes_seeds
 from sb3_reinforce.rollout.limits import EpisodeLimits
 from sb3_reinforce.rollout.recorder import CompleteEpisodes, FixedLength, Recorder
 from sb3_reinforce.rollout.rollout_start import RolloutStart
@@ -123,29 +123,33 @@ class Player:
             reached = self._reached_timesteps if same else [0] * env.num_envs
             first = [0 if starts else t for starts, t in zip(model._last_episode_starts, reached, strict=True)]
             return FixedLength(env.num_envs, n_steps, first)
-        if model.group_size > 1 or (model.seed_rollouts and model.seed is not None and self.limits.resets_allowed):
-            model._last_obs = self._reset_with_seeds(env)
+        if model.group_size > 1:
+            model._last_obs = self._reset_groups(env)
+        elif model.seed_rollouts and model.seed is not None and self.limits.resets_allowed and takes_seeds(env):
+            env.seed(seed_of_rollout(model.seed, model._n_updates) + self._numbers_of(env.num_envs).start)
+            model._last_obs = env.reset()
         elif not model._last_episode_starts.all() or DeadSteps(env).coming() is not None:
             model._last_obs = env.reset()
         model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         cuts_expected = self.limits.read(env, model.horizon)
         return CompleteEpisodes(env.num_envs, n_steps, model.n_episodes, self.limits.horizons, cuts_expected)
 
-    def _reset_with_seeds(self, env: VecEnv) -> Any:
-        """Start the episodes of each group, or of each environment, from a seed that is a fresh one in each update."""
+    def _numbers_of(self, n: int) -> range:
+        """The numbers of this worker's ``n`` environments or groups among those of all workers."""
+        workers = self.model.workers
+        first = sum(workers.gather(n)[: workers.rank])
+        return range(first, first + n)
+
+    def _reset_groups(self, env: VecEnv) -> Any:
+        """Start the episodes of each group from the same seed, a fresh one in each update."""
         model = self.model
-        n_groups = env.num_envs // model.group_size
-        counts = model.workers.gather(n_groups)
-        first = sum(counts[: model.workers.rank])
-        base = model.seed
-        if base is None:
-            if self._group_seed is None:
-                self._group_seed = model.workers.gather(int(th.randint(2**31, (1,))))[0]
-            base = self._group_seed
-        seeds = seeds_of_groups(base, model._n_updates, range(first, first + n_groups), model.group_size)
+        groups = self._numbers_of(env.num_envs // model.group_size)
+        if self._group_seed is None:
+            own = model.seed if model.seed is not None else int(th.randint(2**31, (1,)))
+            self._group_seed = model.workers.gather(own)[0]
+        seeds = seeds_of_groups(self._group_seed, model._n_updates, groups, model.group_size)
         observations = reset_with_seeds(env, seeds)
-        if model.group_size > 1:
-            check_alike(observations, model.group_size)
+        check_alike(observations, model.group_size)
         return observations
 
     def start_sampler(self, env: VecEnv) -> PolicySampler:

@@ -13,6 +13,7 @@ import torch as th
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.distributed.sharing import normalizers
+from sb3_reinforce.model_file import VERSION, present_version
 
 #: Attributes of a model that change while it plays
 _COUNTED = ("num_timesteps", "_episode_num", "ep_info_buffer", "ep_success_buffer", "_current_progress_remaining")
@@ -67,19 +68,20 @@ class RolloutStart(NamedTuple):
         """
         now = {name: getattr(model, name) for name in self.counted}
         try:
-            vars(model).update({**self.counted, SAVED_AS: self._asdict()})
+            vars(model).update({**self.counted, SAVED_AS: self._asdict(), VERSION: present_version()})
             yield
         finally:
+            self.of_attributes(vars(model))
             vars(model).update(now)
-            del vars(model)[SAVED_AS]
 
     @classmethod
-    def of_file(cls, saved: Mapping[str, Any] | None) -> "RolloutStart | None":
+    def of_attributes(cls, attributes: dict[str, Any]) -> "RolloutStart | None":
         """
-        :param saved: What a file holds of it, perhaps nothing, or more than this version knows
-        :return: The start
+        :param attributes: The attributes of a model, perhaps from a file, whose start is removed from them
+        :return: The start; ``None`` if there is none that this version knows
         """
-        if not isinstance(saved, Mapping) or not set(cls._fields) <= set(saved):
+        saved, _ = attributes.pop(SAVED_AS, None), attributes.pop(VERSION, None)
+        if not isinstance(saved, dict) or not set(cls._fields) <= set(saved):
             return None
         return cls(**{name: saved[name] for name in cls._fields})
 
@@ -124,7 +126,12 @@ def made_with() -> dict[str, str]:
     """
     :return: The versions and the kind of processor that a run's numbers may depend on
     """
-    return {"torch": th.__version__, "numpy": np.__version__, "machine": platform.machine()}
+    return {
+        "sb3_reinforce": present_version(),
+        "torch": th.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+    }
 
 
 def states_of_generators(device: th.device, rng: np.random.Generator | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Environments that start their episodes from the same seed, so that several attempts are made at the same instance."""
+"""The seeds of a rollout: fresh ones in each update, and the same for several attempts at one instance."""
 
 from typing import Any
 
@@ -19,6 +19,23 @@ def seeds_of_groups(base: int, n_updates: int, groups: range, group_size: int) -
     """
     drawn = np.random.SeedSequence((base, n_updates)).generate_state(groups.stop)[groups.start :] % 2**31
     return [seed for seed in drawn.tolist() for _ in range(group_size)]
+
+
+def seed_of_rollout(base: int, n_updates: int) -> int:
+    """
+    :param base: The model's seed
+    :param n_updates: Number of updates so far
+    :return: The seed of the first of all workers' environments, from which the others count on
+    """
+    return int(np.random.SeedSequence((base, n_updates)).generate_state(1)[0]) % 2**30
+
+
+def takes_seeds(env: VecEnv) -> bool:
+    """
+    :param env: Environments
+    :return: Whether they can be seeded at a reset, as all can that do not deny it
+    """
+    return getattr(innermost(env), "takes_seeds", True) is not False
 
 
 def reset_with_seeds(env: VecEnv, seeds: list[int]) -> Any:
