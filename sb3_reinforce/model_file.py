@@ -38,9 +38,10 @@ def write(path: str | pathlib.Path, content: memoryview) -> None:
     :param content: What to write
     :raises OSError: If it cannot be written; the target is then as it was
     """
-    target = _target(pathlib.Path(path))
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    target, beside = pathlib.Path(path), None
     try:
+        target = _target(target)
+        beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         with open_path(beside, "w") as file:
             file.write(content)
             file.flush()
@@ -52,8 +53,9 @@ def write(path: str | pathlib.Path, content: memoryview) -> None:
         reason = f"The model was not saved, and what was at its place is unchanged: {error.strerror}"
         raise type(error)(error.errno, reason, str(target)) from error
     finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
+        if beside is not None:
+            with suppress(OSError):
+                beside.unlink()
 
 
 def _target(path: pathlib.Path) -> pathlib.Path:
