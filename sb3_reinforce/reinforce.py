@@ -619,6 +619,8 @@ class REINFORCE(OnPolicyAlgorithm):
         self.policy_step.begin()
         if self._n_updates == 0:
             self._advisor.before_first_update()
+        if not self._custom_logger and hasattr(self, "_logger"):
+            self._logger.close()  # SB3 leaves the files of the former call open
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
