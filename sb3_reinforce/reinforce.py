@@ -136,7 +136,7 @@ class REINFORCE(OnPolicyAlgorithm):
     :param sub_sampling_factor: :math:`F` is averaged over one timestep out of this many in these equations, to save
         time; the gradient and the divergence of the step are those of all timesteps
     :param seed_rollouts: Whether each rollout of whole episodes starts from a reset with seeds that are derived from ``seed``
-        and the number of the update, so that a saved run can be taken up exactly. With a single environment this is one
+        and the number of the rollout, so that a saved run can be taken up exactly. With a single environment this is one
         more reset per rollout. No effect without a ``seed``
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
@@ -614,11 +614,11 @@ class REINFORCE(OnPolicyAlgorithm):
         self.policy_step.check()
         taken_up = self._player.begin_learning(reset_num_timesteps)
         self.workers.start(self, total_timesteps)
-        self._player.taken_up = taken_up  # also if the workers were seeded
         self._player.limits.share(self.workers)
         self.policy_step.begin()
         if self._n_updates == 0:
             self._advisor.before_first_update()
+        self._player.before_reset(reset_num_timesteps or self._last_obs is None, taken_up)
         if not self._custom_logger and hasattr(self, "_logger"):
             self._logger.close()  # SB3 leaves the files of the former call open
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)

@@ -19,6 +19,8 @@ from sb3_reinforce.model_file import VERSION, present_version
 _COUNTED = ("num_timesteps", "_episode_num", "ep_info_buffer", "ep_success_buffer", "_current_progress_remaining")
 #: The attribute with which a file holds the start
 SAVED_AS = "_rollout_start"
+#: Count, mean and variance
+Statistics = tuple[float, np.ndarray, np.ndarray]
 
 
 class RolloutStart(NamedTuple):
@@ -28,29 +30,37 @@ class RolloutStart(NamedTuple):
     :param counted: The model's attributes that change while it plays, by name; empty between two rollouts
     :param generators: The states of the random generators of each worker; empty for a model without a seed
     :param statistics: The count, mean and variance of each of ``VecNormalize``'s statistics
+    :param seeds: What the seeds of its resets are derived from
     :param cuts_expected: Whether episodes are expected to be cut at the horizon
     :param made_with: What its numbers may depend on: versions and the kind of processor
     """
 
     counted: dict[str, Any]
     generators: list[dict[str, Any]]
-    statistics: list[tuple[float, np.ndarray, np.ndarray]]
+    statistics: list[Statistics]
+    seeds: tuple[int | None, int]
     cuts_expected: bool
     made_with: dict[str, str]
 
     @classmethod
-    def of(cls, model: Any, rng: np.random.Generator | None, cuts_expected: bool, with_generators: bool) -> "RolloutStart":
+    def of(
+        cls,
+        model: Any,
+        rng: np.random.Generator | None,
+        seeds: tuple[int | None, int],
+        cuts_expected: bool,
+        with_generators: bool,
+    ) -> "RolloutStart":
         """
         :param model: A model that does not play at the moment
         :param rng: The generator of its actions
+        :param seeds: What the seeds of the resets are derived from
         :param cuts_expected: Whether episodes are expected to be cut at the horizon
         :param with_generators: Whether the states of the generators are wanted, for which all workers must ask
         :return: What its next rollout begins with
         """
         generators = model.workers.gather(states_of_generators(model.device, rng)) if with_generators else []
-        found = normalizers(model.env, training_only=True)
-        statistics = [(each.count, np.copy(each.mean), np.copy(each.var)) for each in found]
-        return cls({}, generators, statistics, cuts_expected, made_with())
+        return cls({}, generators, copies_of_statistics(model.env), seeds, cuts_expected, made_with())
 
     def with_counts(self, model: Any) -> "RolloutStart":
         """
@@ -132,6 +142,14 @@ def made_with() -> dict[str, str]:
         "numpy": np.__version__,
         "machine": platform.machine(),
     }
+
+
+def copies_of_statistics(env: VecEnv | None) -> list[Statistics]:
+    """
+    :param env: Environments
+    :return: The statistics that ``VecNormalize`` gathers of them
+    """
+    return [(each.count, np.copy(each.mean), np.copy(each.var)) for each in normalizers(env, training_only=True)]
 
 
 def states_of_generators(device: th.device, rng: np.random.Generator | None) -> dict[str, Any]:

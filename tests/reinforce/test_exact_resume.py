@@ -231,11 +231,11 @@ def seeds_of(model: REINFORCE) -> list[list[int | None]]:
 
 def test_each_rollout_of_each_environment_has_a_seed_of_its_own() -> None:
     model = REINFORCE("MlpPolicy", seeded(3)(), seed=7, n_steps=20).learn(N_STEPS)
-    given = [[seed for seed in seeds[1:] if seed is not None] for seeds in seeds_of(model)]
+    given = [[seed for seed in seeds if seed is not None] for seeds in seeds_of(model)]
     assert [len(seeds) for seeds in given] == [model._n_updates] * 3
     assert len({seed for seeds in given for seed in seeds}) == 3 * model._n_updates
     other = REINFORCE("MlpPolicy", seeded(3)(), seed=8, n_steps=20).learn(N_STEPS)
-    assert not {seed for seeds in given for seed in seeds} & {seed for seeds in seeds_of(other) for seed in seeds[1:]} - {None}
+    assert not {seed for seeds in given for seed in seeds} & {seed for seeds in seeds_of(other) for seed in seeds} - {None}
 
 
 def test_without_a_seed_nothing_is_seeded_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_single_environment_is_reset_once_more_per_rollout_unless_that_is_swit
 
     for kwargs, n_more in (({"seed": 7}, 1), ({"seed": 7, "seed_rollouts": False}, 0), ({}, 0)):
         n, n_episodes, n_updates = n_resets(**kwargs)
-        assert n == 1 + n_episodes + n_more * n_updates
+        assert n == 1 + n_episodes + n_more * (n_updates - 1)
 
 
 def test_an_environment_that_must_not_be_reset_early_is_not() -> None:
