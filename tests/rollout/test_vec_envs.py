@@ -167,9 +167,6 @@ def test_environments_without_seeds_are_reset_only_where_one_stands_within_an_ep
     assert resets(make(vec(Scripted((2,)), Scripted((5,))), n_episodes=1, seed_rollouts=False).learn(10)) == [3, 2]
     model = make(vec(Scripted((2,)), Scripted((5,))), n_episodes=1, seed_rollouts=False).learn(20)
     assert resets(model) == [3 + 1 + 2, 2 + 1 + 1]
-        3 + 1 + 2,
-        2 + 1 + 1,
-    ]
 
 
 def test_one_environment_without_seeds_is_never_reset_by_force() -> None:
