@@ -35,7 +35,7 @@ docs: $(VENV)/.docs ## Build the site into docs/_build, without a network
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 notebooks: $(VENV)/.docs ## Write and run the notebooks of docs/notebooks
-	$(BIN)/python -m docs.notebooks.make
+	$(BIN)/python docs/notebooks/make.py
 
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check .
