@@ -31,8 +31,8 @@ test-slow: $(VENV)/.test ## Run the slow tests: training runs that take minutes
 benchmark: $(VENV)/.test ## Measure the training speed beside A2C and PPO
 	$(BIN)/python -m benchmarks.throughput $(BENCHMARK_ARGS)
 
-docs: $(VENV)/.docs ## Build the site into docs/_build, without a network
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+docs: $(VENV)/.docs ## Build the site into docs/_build/html, without a network
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 notebooks: $(VENV)/.docs ## Write and run the notebooks of docs/notebooks
 	$(BIN)/python docs/notebooks/make.py

@@ -1,4 +1,4 @@
-"""The site: `make docs` builds it, without a network, into `docs/_build`."""
+"""The site: `make docs` builds it, without a network, into `docs/_build/html`."""
 
 import sys
 from pathlib import Path
@@ -31,4 +31,6 @@ nb_execution_mode = "off"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+# Else a first line such as "REINFORCE (Monte Carlo policy gradient)" is taken for one
+autodoc_docstring_signature = False
 autodoc_default_options = {"members": True, "show-inheritance": True}

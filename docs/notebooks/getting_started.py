@@ -18,13 +18,16 @@ torch.set_num_threads(1)  # small networks gain nothing from more
 # %% [markdown]
 # ## The environment
 #
-# A pole stands on a cart. The agent pushes the cart to the left or to the right, gets 1 for each step, and the episode ends when the pole falls, or after
-# 500 steps.
+# A pole stands on a cart. The agent pushes the cart to the left or to the right, gets 1 for each step, and the
+# episode ends when the pole falls, or after 500 steps.
 #
 # Four environments play side by side.
 # %%
 env = make_vec_env("CartPole-v1", n_envs=4, seed=0)
-env.observation_space, env.action_space
+print(env.observation_space)
+print(env.action_space)
+
+
 # %% [markdown]
 # ## Training
 #
@@ -82,7 +85,8 @@ plt.show()
 # %%
 model.save("cartpole")
 again = REINFORCE.load("cartpole", device="cpu")
-bool((again.predict(observation, deterministic=True)[0] == model.predict(observation, deterministic=True)[0]).all())
+actions = [agent.predict(observation, deterministic=True)[0][0] for agent in (model, again)]
+print("the same action:", actions[0] == actions[1])
 # %% [markdown]
 # ## What next
 #

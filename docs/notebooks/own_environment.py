@@ -17,15 +17,19 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_reinforce import REINFORCE
 
 torch.set_num_threads(1)
+
+
 # %% [markdown]
 # ## The task
 #
-# A car stands up to 300 metres from its place in a car park. It can accelerate and brake. It should stand at its place as soon as it can.
+# A car stands up to 300 metres from its place in a car park. It can accelerate and brake. It should stand at its
+# place as soon as it can.
 #
 # - **Observation**: the distance in millimetres, as the sensor tells it, and the speed in metres per second.
 # - **Action**: the acceleration, from full braking (-1) to full throttle (1).
 # - **Reward**: a cost for the distance, in every second.
-# - **End**: after 60 seconds. That is a limit of time and no end of the task, so it is left to the `TimeLimit` wrapper.
+# - **End**: after 60 seconds. That is a limit of time and no end of the task, so it is left to the `TimeLimit`
+#   wrapper.
 # %%
 class Parking(gym.Env):
     """A car on a line: be at 0, at rest."""
@@ -52,25 +56,34 @@ check_env(Parking())
 
 def make():
     return TimeLimit(Parking(), max_episode_steps=60)
+
+
 # %% [markdown]
 # `check_env` has found nothing wrong. So let us train.
 # %%
-raw = REINFORCE("MlpPolicy", make_vec_env(make, n_envs=8, seed=0), gae_lambda=0.95, seed=0, device="cpu").learn(60_000)
-print("mean return: %.0f, deviation %.0f" % evaluate_policy(raw, make_vec_env(make, seed=100), n_eval_episodes=50))
+env = make_vec_env(make, n_envs=8, seed=0)
+raw = REINFORCE("MlpPolicy", env, gae_lambda=0.95, seed=0, device="cpu").learn(60_000)
+
+mean, deviation = evaluate_policy(raw, make_vec_env(make, seed=100), n_eval_episodes=50)
+print(f"mean return: {mean:.0f}, deviation {deviation:.0f}")
 # %% [markdown]
-# Is that good? A car that does nothing stands 150 metres away on average, and pays 1.5 in each of the 60 seconds: -90.
+# Is that good? A car that does nothing stands 150 metres away on average, and pays 1.5 in each of the 60 seconds:
+# -90.
 #
 # ## The mistake
 #
-# Networks learn slowly from numbers that are far from 1, and the distance is up to 300,000. `VecNormalize` keeps a running mean and deviation of the observations, and puts
-# them on one scale. Rewards need no scale.
+# Networks learn slowly from numbers that are far from 1, and the distance is up to 300,000. `VecNormalize` keeps
+# a running mean and deviation of the observations, and puts them on one scale. Rewards need no scale.
 # %%
 env = VecNormalize(make_vec_env(make, n_envs=8, seed=0), norm_reward=False)
 model = REINFORCE("MlpPolicy", env, gae_lambda=0.95, seed=0, device="cpu").learn(60_000)
 
 test_env = VecNormalize(make_vec_env(make, seed=100), norm_reward=False, training=False)
 test_env.obs_rms = env.obs_rms  # the same scale
-print("mean return: %.0f, deviation %.0f" % evaluate_policy(model, test_env, n_eval_episodes=50))
+mean, deviation = evaluate_policy(model, test_env, n_eval_episodes=50)
+print(f"mean return: {mean:.0f}, deviation {deviation:.0f}")
+
+
 # %% [markdown]
 # ## Look at it
 #
@@ -91,7 +104,8 @@ def drive(model, normalize, n_cars=12):
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), dpi=80, sharey=True)
 axes[0].plot(drive(raw, lambda observation: observation).T, linewidth=1)
-axes[0].set(title="raw observations", xlabel="second", ylabel="distance, metres", ylim=(-400, 400))
+axes[0].set(title="raw observations", xlabel="second", ylabel="distance, metres")
+axes[0].set_ylim(-400, 400)
 axes[1].plot(drive(model, env.normalize_obs).T, linewidth=1)
 axes[1].set(title="normalized observations", xlabel="second")
 plt.show()

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # Why is the policy gradient noisy, and what helps?
 #
-# The argument of the page *The algorithm*, with numbers. First on a choice between two arms, where everything can be computed. Then on CartPole.
+# The argument of the page *The algorithm*, with numbers. First on a choice between two arms, where everything can
+# be computed. Then on CartPole.
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,15 +15,16 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The score function
 #
-# A policy chooses arm A with probability $p = 1 / (1 + e^{-\theta})$, else arm B. The score is $\partial \log \pi / \partial \theta$: it is $1 - p$ for A, and $-p$ for
-# B. Its expectation is zero:
+# A policy chooses arm A with probability $p = 1 / (1 + e^{-\theta})$, else arm B. The score is $\partial \log \pi
+# / \partial \theta$: it is $1 - p$ for A, and $-p$ for B. Its expectation is zero:
 # %%
 theta = 0.4
 p = 1 / (1 + np.exp(-theta))
 score = np.array([1 - p, -p])
 print("expected score:", p * score[0] + (1 - p) * score[1])
 # %% [markdown]
-# The gradient of the expected reward is the expectation of reward times score. Compare it with the slope of the expected reward itself:
+# The gradient of the expected reward is the expectation of reward times score. Compare it with the slope of the
+# expected reward itself:
 # %%
 rewards = np.array([10.0, 1.0])
 
@@ -38,13 +40,16 @@ print(f"expectation of reward times score: {estimate:.6f}, slope: {slope:.6f}")
 # %% [markdown]
 # ## Two situations
 #
-# In the first, A pays +10 and B pays -10. In the second A pays +10 and B pays +1. A person would avoid B in both. What does a single sample do?
+# In the first, A pays +10 and B pays -10. In the second A pays +10 and B pays +1. A person would avoid B in both.
+# What does a single sample do?
 # %%
-for name, (a, b), baseline in (("+10 / -10", (10, -10), 0), ("+10 / +1", (10, 1), 0), ("+10 / +1, less 5.5", (10, 1), 5.5)):
-    push = np.array([(a - baseline) * 1, (b - baseline) * 1])
-    print(f"{name:20} a sample of A makes A {'more' if push[0] > 0 else 'less'} likely, one of B makes B {'more' if push[1] > 0 else 'less'} likely")
+situations = {"+10 / -10": (10, -10), "+10 / +1": (10, 1), "+10 / +1, less 5.5": (10 - 5.5, 1 - 5.5)}
+for name, (a, b) in situations.items():
+    effects = ["more" if weight > 0 else "less" for weight in (a, b)]
+    print(f"{name:20} a sample of A makes A {effects[0]} likely, one of B makes B {effects[1]} likely")
 # %% [markdown]
-# In the second situation a sample of B makes B more likely, although it is the worse arm. Subtracting a baseline mends that. The expectation stays, and the variance falls:
+# In the second situation a sample of B makes B more likely, although it is the worse arm. Subtracting a baseline
+# mends that. The expectation stays, and the variance falls:
 # %%
 baselines = np.linspace(-5, 15, 200)
 samples = np.stack([(rewards[0] - baselines) * score[0], (rewards[1] - baselines) * score[1]])
@@ -70,18 +75,20 @@ for n in (1, 4, 16, 64):
 # %% [markdown]
 # ## On CartPole
 #
-# `GradientMonitor` measures the variance of the gradient while a model learns, and what it would have been with other baselines on the same episodes. It does not change the
-# training.
+# `GradientMonitor` measures the variance of the gradient while a model learns, and what it would have been with
+# other baselines on the same episodes. It does not change the training.
 # %%
 monitor = GradientMonitor(every_n_updates=2, compare_baselines=True)
-model = REINFORCE("MlpPolicy", "CartPole-v1", baseline="leave_one_out", n_episodes=20, seed=0, device="cpu")
+common = {"n_episodes": 20, "seed": 0, "device": "cpu"}
+model = REINFORCE("MlpPolicy", "CartPole-v1", baseline="leave_one_out", **common)
 model.learn(30_000, callback=monitor)
 table = monitor.summary()
 ratios = table.filter(like="variance_ratio_").median().sort_values()
 ratios.index = ratios.index.str.removeprefix("gradient/variance_ratio_")
 ratios.round(2)
 # %% [markdown]
-# A ratio of 2 means twice the variance of leave-one-out with reward-to-go. `whole_episode` weighs every action with the return of its whole episode.
+# A ratio of 2 means twice the variance of leave-one-out with reward-to-go. `whole_episode` weighs every action
+# with the return of its whole episode.
 # %%
 figure, ax = plt.subplots(figsize=(7, 3), dpi=80)
 ax.barh(ratios.index, ratios)
@@ -92,4 +99,5 @@ plt.show()
 # %% [markdown]
 # ## And the mean?
 #
-# That all these estimates have the same expectation (except for the small bias of `mean`) is what the page *Is the estimate right?* shows.
+# That all these estimates have the same expectation (except for the small bias of `mean`) is what the page *Is
+# the estimate right?* shows.

@@ -26,7 +26,8 @@ def test_there_is_one_notebook_for_each_script() -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_its_script(path: Path) -> None:
     stored, written = nbformat.read(path, as_version=4), make.read(path.with_suffix(".py"))
-    assert [(cell.cell_type, cell.source) for cell in stored.cells] == [(cell.cell_type, cell.source) for cell in written.cells]
+    parts = [[(cell.cell_type, cell.source) for cell in notebook.cells] for notebook in (stored, written)]
+    assert parts[0] == parts[1]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -74,7 +74,9 @@ def test_a_point_is_the_sum_of_weights_times_scores(example: ModuleType, data: d
 def test_the_page_in_the_documentation_is_what_the_example_writes(example: ModuleType, tmp_path: Path) -> None:
     stored = data_of(STORED)
     example.write(stored, tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text() == STORED.read_text(), "run python examples/gradient_cloud.py --out docs/_static"
+    assert (
+        tmp_path / "page.html"
+    ).read_text() == STORED.read_text(), "run python examples/gradient_cloud.py --out docs/_static"
     assert np.allclose(stored["exact"], example.exact_gradient(), atol=1e-4)
 
 

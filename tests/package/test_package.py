@@ -114,13 +114,27 @@ def test_the_sections_of_the_changelog_are_in_order() -> None:
     assert releases[1:] == sorted(releases[1:], key=lambda version: [int(part) for part in version.split(".")], reverse=True)
     for section in changelog().split("\n## ")[1:]:
         kinds = re.findall(r"^### (.*)$", section, re.MULTILINE)
-        assert len(set(kinds)) == len(kinds) and set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+        assert len(set(kinds)) == len(kinds) and set(kinds) <= {
+            "Added",
+            "Changed",
+            "Deprecated",
+            "Removed",
+            "Fixed",
+            "Security",
+        }
 
 
 def test_the_source_distribution_holds_what_its_pages_need(wheel: Path) -> None:
     with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/conf.py", "docs/guides/saving.md", "tests/conftest.py"} <= names
+    assert {
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "docs/conf.py",
+        "docs/guides/saving.md",
+        "tests/conftest.py",
+    } <= names
     assert not [name for name in names if "_build" in name or "__pycache__" in name]
 
 
