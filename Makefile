@@ -12,7 +12,7 @@ BENCHMARK_ARGS ?=
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
 
-.PHONY: help demo test test-slow benchmark lint type format clean
+.PHONY: help demo test test-slow benchmark docs notebooks lint type format clean
 # Two pips at a time in one environment would get in each other's way
 .NOTPARALLEL:
 
@@ -31,6 +31,12 @@ test-slow: $(VENV)/.test ## Run the slow tests: training runs that take minutes
 benchmark: $(VENV)/.test ## Measure the training speed beside A2C and PPO
 	$(BIN)/python -m benchmarks.throughput $(BENCHMARK_ARGS)
 
+docs: $(VENV)/.docs ## Build the site into docs/_build/html, without a network
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+notebooks: $(VENV)/.docs ## Write and run the notebooks of docs/notebooks
+	$(BIN)/python docs/notebooks/make.py
+
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/black --check .
@@ -43,18 +49,20 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/black .
 
 clean: ## Remove the virtual environment, build products and caches
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis MUJOCO_LOG.TXT
+	rm -rf .venv build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis MUJOCO_LOG.TXT
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per set of extras. Each set holds the smaller ones, so installing it renews their stamps too.
 $(VENV)/.demo: EXTRAS := plot,progress
+$(VENV)/.docs: EXTRAS := docs
 $(VENV)/.test: EXTRAS := test
 $(VENV)/.dev: EXTRAS := dev
 $(VENV)/.demo: STAMPS := .demo
-$(VENV)/.test: STAMPS := .demo .test
-$(VENV)/.dev: STAMPS := .demo .test .dev
+$(VENV)/.docs: STAMPS := .demo .docs
+$(VENV)/.test: STAMPS := .demo .docs .test
+$(VENV)/.dev: STAMPS := .demo .docs .test .dev
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: pyproject.toml $(VENV)/.torch
+$(VENV)/.demo $(VENV)/.docs $(VENV)/.test $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"
 	@cd $(VENV) && touch $(STAMPS)
 

@@ -3,7 +3,7 @@ Many attempts at one instance: a baseline within groups of eight attempts, besid
 
     python -m benchmarks.groups variance [--tasks ...] [--seeds ...]          # goes on where it was stopped
     python -m benchmarks.groups learn [--tasks ...] [--methods ...] [--seeds ...]
-    python -m benchmarks.groups report [--page docs/many_attempts.md]
+    python -m benchmarks.groups report [--page docs/guides/many_attempts.md]
 
 ``variance`` measures the gradient estimate at fixed weights, untrained and trained ones: the trace of its covariance over many
 updates, each of 32 fresh episodes, that leave the weights as they are. Groups have 4 instances in an update, and leave-one-out
@@ -312,7 +312,7 @@ def main() -> None:
     tables = commands.add_parser("report", help="the tables")
     variance.add_argument("--updates", type=positive, default=100, help="number of updates")
     learning.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="methods")
-    tables.add_argument("--page", type=Path, help="page to put the tables into (docs/many_attempts.md)")
+    tables.add_argument("--page", type=Path, help="page to put the tables into (docs/guides/many_attempts.md)")
     for command in (variance, learning):
         command.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="tasks")
         command.add_argument("--seeds", nargs="+", type=int, default=list(range(3)), help="seeds")

@@ -11,7 +11,7 @@ from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.update.policy_step import PolicyStep
 
 # As in pyproject.toml. Repeated here, so that the package can be imported without being installed
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "REINFORCE",

@@ -16,6 +16,8 @@ from benchmarks.learning.plan import FURTHER_MUJOCO, MUJOCO, OURS
 from benchmarks.learning.results import NAMES, in_order, load, read_random
 from benchmarks.learning.times import set_clocks, steps_to_solve, times
 
+#: The others that the comparison has
+COMPARED = ("ppo", "a2c", "trpo")
 #: Tianshou's published results, best test return, mean over 10 seeds, on v3 environments (v2: Reacher and the pendulums):
 #: https://github.com/thu-ml/tianshou/blob/master/examples/mujoco/README.md
 PUBLISHED = {
@@ -45,6 +47,11 @@ PUBLISHED = {
         },
     ),
 }
+#: Between these lines of a page stands the comparison with each of the others
+SUMMARY_MARKS = (
+    "<!-- Written by `benchmarks.learning report`, the comparison: begin -->",
+    "<!-- Written by `benchmarks.learning report`, the comparison: end -->",
+)
 #: Between these lines of a page stand the tables
 MARKS = "<!-- Written by `benchmarks.learning report`: begin -->", "<!-- Written by `benchmarks.learning report`: end -->"
 
@@ -119,6 +126,50 @@ def beside_published(runs: pd.DataFrame, algo: str) -> str:
     return markdown(header, rows) if rows else "No run has finished."
 
 
+def comparison(runs: pd.DataFrame, random: dict[str, float], env_ids: list[str]) -> str:
+    """
+    Where REINFORCE is ahead, level or behind. It is level where the difference of the means is less than twice its standard
+    error, or where there is one seed of either.
+
+    :param runs: The runs
+    :param random: The mean returns of random actions
+    :param env_ids: Environments
+    :return: A table of environments and other algorithms: the difference of the final evaluations, in percent of what the other
+        has learned
+    """
+    groups = {key: group["eval_mean"].dropna() for key, group in runs.groupby(["env", "algo"])}
+    empty = pd.Series(dtype=float)
+    rows = []
+    for env_id in env_ids:
+        ours = groups.get((env_id, OURS), empty)
+        others = [groups.get((env_id, algo), empty) for algo in COMPARED]
+        if len(ours) and any(len(theirs) for theirs in others):
+            rows.append([env_id, spread(ours), *(verdict(ours, theirs, random.get(env_id)) for theirs in others)])
+    return markdown(["environment", NAMES[OURS], *(f"beside {NAMES[algo]}" for algo in COMPARED)], rows)
+
+
+def verdict(ours: pd.Series, theirs: pd.Series, random: float | None) -> str:
+    """
+    :param ours: One value per seed
+    :param theirs: The same of the other
+    :param random: What random actions come to
+    :return: Ahead, level or behind, and by how much
+    """
+    if not len(theirs):
+        return "-"
+    difference = ours.mean() - theirs.mean()
+    error = (ours.var() / len(ours) + theirs.var() / len(theirs)) ** 0.5  # NaN with one seed
+    if not abs(difference) > 2 * error:
+        return f"level: {number(theirs.mean())}" if error == error else f"open: {number(theirs.mean())} (one seed)"
+    word = "**ahead**" if difference > 0 else "*behind*"
+    learned = float("nan") if random is None else theirs.mean() - random
+    if not learned > 0:
+        return f"{word}: {number(theirs.mean())}, which has learned nothing"
+    share = difference / learned
+    by = f"{share:+.0%}" if share < 1 else f"{min(1 + share, 100):.0f} times" + (" or more" if share >= 99 else "")
+    return f"{word}: {number(theirs.mean())}, {by}"
+
+
 def tables(folder: Path, runs: pd.DataFrame, curves: pd.DataFrame, env_ids: list[str], algos: list[str]) -> dict[str, str]:
     """
     :param folder: Folder of the results
@@ -170,6 +221,8 @@ def report(folder: Path, docs: Path, env_ids: list[str], algos: list[str], page:
     print(text)
     if page is not None:
         put_between(page, text, MARKS)
+        if SUMMARY_MARKS[0] in page.read_text():
+            put_between(page, comparison(runs, read_random(folder), env_ids), SUMMARY_MARKS)
     mujoco = [env_id for env_id in env_ids if env_id in MUJOCO | FURTHER_MUJOCO]
     for name, group in (("classic", [env_id for env_id in env_ids if env_id not in mujoco]), ("mujoco", mujoco)):
         for suffix, x in (("", "timesteps"), ("_cpu", "cpu_seconds")):

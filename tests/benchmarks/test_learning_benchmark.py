@@ -262,6 +262,18 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
         assert "| REINFORCE | 3 | 0.40 [" in text and "| PPO | 2 | 1.00 [" in text and "0.00 [0.00, 0.00]" in text
 
 
+def test_the_comparison_tells_ahead_from_level() -> None:
+    series = pd.Series
+    assert report.verdict(series([110.0, 112.0]), series([99.0, 101.0]), 0.0) == "**ahead**: 100, +11%"
+    assert report.verdict(series([90.0, 92.0]), series([99.0, 101.0]), 50.0) == "*behind*: 100, -18%"
+    assert report.verdict(series([500.0, 500.0]), series([99.0, 101.0]), 0.0) == "**ahead**: 100, 5 times"
+    assert report.verdict(series([80.0, 130.0]), series([99.0, 101.0]), 0.0) == "level: 100"
+    assert report.verdict(series([100.0, 100.0]), series([100.0, 100.0]), 0.0) == "level: 100"
+    assert report.verdict(series([5.0, 5.0]), series([-99.0, -101.0]), -50.0) == "**ahead**: -100, which has learned nothing"
+    assert report.verdict(series([80.0, 81.0]), series([100.0]), 0.0) == "open: 100 (one seed)"
+    assert report.verdict(series([80.0, 81.0]), series(dtype=float), 0.0) == "-"
+
+
 def test_clocks_are_those_of_the_measurement_in_turn(tmp_path: Path) -> None:
     """PPO's second run was made on a day when the machine was half as fast."""
 

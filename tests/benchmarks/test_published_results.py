@@ -83,6 +83,13 @@ def test_the_tables_are_those_of_the_runs(folder: Path, results: tuple[Any, Any]
         assert not rows
 
 
+def test_the_comparison_is_that_of_the_runs(folder: Path, results: tuple[Any, Any]) -> None:
+    runs, _ = results
+    env_ids = finished.in_order(runs, "env", list(BUDGETS))
+    text = report.comparison(runs, finished.read_random(folder), env_ids)
+    assert between(report.SUMMARY_MARKS).strip() == text and text.count("**ahead**") + text.count("level") > 20
+
+
 def test_the_entries_say_what_their_runs_came_to(results: tuple[Any, Any]) -> None:
     runs, _ = results
     text = (ROOT / "zoo_configs" / "reinforce.yml").read_text()

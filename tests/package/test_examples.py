@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from sb3_reinforce import REINFORCE, Baseline, PolicyStep
+from sb3_reinforce import REINFORCE
 from tests.helpers import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -87,10 +86,10 @@ def test_a_baseline_and_a_policy_step_of_ones_own_train() -> None:
     assert re.search(r"^Share of the last step that was taken: (1|0\.\d+)$", output, re.MULTILINE)
 
 
-def test_the_strategies_of_the_readme_train() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("### A baseline or a policy step of your own")[1]
-    program = "\n".join(re.findall(r"```python\n(.*?)```", text.split("\n## ")[0], re.DOTALL))
-    names: dict[str, Any] = {"REINFORCE": REINFORCE, "Baseline": Baseline, "PolicyStep": PolicyStep, "torch": torch}
-    exec(program, {**names, "env": "CartPole-v1"}, names)
-    model = names["model"].learn(600)
+def test_the_strategies_of_the_documentation_train() -> None:
+    text = (ROOT / "docs" / "guides" / "own_parts.md").read_text(encoding="utf-8")
+    program = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)).replace("learn(5_000)", "learn(600)")
+    names: dict[str, Any] = {}
+    exec(program, names)
+    model = names["model"]
     assert model.uses_critic and model.logger.name_to_value["train/step_size"] == 0.1

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from email import message_from_string
@@ -85,6 +86,9 @@ def test_wheel_works_when_installed(wheel: Path, tmp_path: Path) -> None:
         "print(model.num_timesteps >= 32)\n"
     )
     file, version, trained = run_python("-c", program, cwd=elsewhere, path=site).splitlines()
+    assert (site / "bin" / "sb3-reinforce").is_file() and (site / "bin" / "sb3-reinforce-zoo").is_file()
+    about = run_python("-m", "sb3_reinforce", cwd=elsewhere, path=site)
+    assert about.startswith(f"sb3-reinforce {sb3_reinforce.__version__} in {site}") and "source distribution" in about
     assert Path(file) == site / "sb3_reinforce" / "__init__.py"
     assert version == sb3_reinforce.__version__
     assert trained == "True"
@@ -94,7 +98,44 @@ def test_version_is_the_one_of_the_project_file(wheel_metadata: Message) -> None
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert f'\nversion = "{sb3_reinforce.__version__}"\n' in project
     assert wheel_metadata["Version"] == sb3_reinforce.__version__
-    assert f"## [{sb3_reinforce.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\nversion: {sb3_reinforce.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    dated = re.search(rf"^## \[{sb3_reinforce.__version__}\] - (\d{{4}}-\d\d-\d\d)$", changelog(), re.MULTILINE)
+    assert dated is not None
+    assert f"\ndate-released: {dated[1]}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def changelog() -> str:
+    return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_sections_of_the_changelog_are_in_order() -> None:
+    releases = re.findall(r"^## \[([^]]+)\]", changelog(), re.MULTILINE)
+    assert releases[0] == "Unreleased" and releases[1] == sb3_reinforce.__version__
+    assert releases[1:] == sorted(releases[1:], key=lambda version: [int(part) for part in version.split(".")], reverse=True)
+    for section in changelog().split("\n## ")[1:]:
+        kinds = re.findall(r"^### (.*)$", section, re.MULTILINE)
+        assert len(set(kinds)) == len(kinds) and set(kinds) <= {
+            "Added",
+            "Changed",
+            "Deprecated",
+            "Removed",
+            "Fixed",
+            "Security",
+        }
+
+
+def test_the_source_distribution_holds_what_its_pages_need(wheel: Path) -> None:
+    with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert {
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "docs/conf.py",
+        "docs/guides/saving.md",
+        "tests/conftest.py",
+    } <= names
+    assert not [name for name in names if "_build" in name or "__pycache__" in name]
 
 
 def test_works_from_a_source_tree_that_is_not_installed(tmp_path: Path) -> None:
@@ -193,6 +234,8 @@ FLOORS = [
     {"callbacks", "maskable"},
     {"recurrent"},
     {"zoo"},
+    {"about"},
+    {"__main__"},
 ]
 
 

@@ -1,7 +1,7 @@
 """
 RL Zoo's verbs with `reinforce`, as a user runs them: each a process of its own, in a temporary folder, on a tiny budget.
 
-The commands of the README's section "With RL Zoo" are those of `test_from_training_to_plots`, `test_videos` and `test_search`.
+The commands of the page docs/guides/rl_zoo.md are those of `test_from_training_to_plots`, `test_videos` and `test_search`.
 """
 
 import os
