@@ -1,7 +1,4 @@
-import copy
 import inspect
-import io
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -12,11 +9,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce import arguments, files, model_file
+from sb3_reinforce import arguments
 from sb3_reinforce.actor_critic.actor_critic import ActorCritic, make_actor_critic
 from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.actor_critic.parameters import group_parameters, set_critic_rate, use_fused_adam
@@ -26,9 +23,9 @@ from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_reinforce.distributed import ALONE, Alone, local_device, n_launched
 
 from sb3_reinforce.finite import check_finite, without_underflow
-from sb3_reinforce.model_file import FilePath
 from sb3_reinforce.monte_carlo.baselines import Baseline, BaselineFunction, make_baseline
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_reinforce.resumable import ResumableAlgorithm
 from sb3_reinforce.rollout import sb3_buffer
 from sb3_reinforce.rollout.callback_locals import RolloutCallbacks
 from sb3_reinforce.rollout.dead_steps import DeadSteps, as_vec_env
@@ -53,7 +50,7 @@ ENT_COEF = 0.03
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
 
-class REINFORCE(OnPolicyAlgorithm):
+class REINFORCE(ResumableAlgorithm):
     r"""
     REINFORCE (Monte Carlo policy gradient)
 
@@ -647,100 +644,3 @@ class REINFORCE(OnPolicyAlgorithm):
             workers, self.workers = self.workers, ALONE
             workers.fail(error)
             raise
-
-    # Files
-
-    @classmethod
-    def load(
-        cls: type[SelfREINFORCE],
-        path: FilePath,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfREINFORCE:
-        """
-        Load the model from a zip-file, as SB3 does, but refuse arguments that do not exist or make no sense.
-
-        From a file saved by A2C or PPO (or another algorithm with such a policy), it takes the policy, the spaces,
-        ``gamma``, gSDE, the seed and the settings of the log, with a warning. The optimizer starts anew, and all other
-        arguments are REINFORCE's defaults, unless ``kwargs`` say otherwise.
-
-        :param path: Path to the file (or a file-like) where to load the agent from
-        :param env: The new environment to run the loaded model on (can be None if you only need prediction)
-        :param device: Device on which the code should run
-        :param custom_objects: Dictionary of objects to replace upon loading
-        :param print_system_info: Whether to print the system info of the saved model and the current one
-        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior
-        :param kwargs: Further arguments of the constructor, to change them
-        :return: New model instance with loaded parameters
-        :raises ValueError: If a name is not an argument, a value is not valid for its argument, or the policy in the file is
-            of a kind that does not fit
-        """
-        known = {"policy_step_class", *arguments.constructor_arguments(cls), *inspect.signature(super().load).parameters}
-        arguments.check_names(kwargs, known, f"{cls.__name__}.load")
-        items = model_file.read_items(path)
-        path, former = files.own_or_converted(cls.__name__, path, items, device, custom_objects)
-        with model_file.version_named(items):
-            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **{**former, **kwargs})
-        if "seed" in kwargs:
-            model._player.taken_up = None
-        return model
-
-    def get_parameters(self) -> dict[str, dict[str, Any]]:
-        return files.with_names(super().get_parameters(), self.policy)
-
-    def set_parameters(
-        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        """
-        Load parameters as SB3 does, but all or nothing, and also from A2C or PPO. A saved optimizer state that does
-        not fit is not taken over, with a warning; the optimizer then starts anew.
-
-        :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
-        :param exact_match: Whether all parameters must be there
-        :param device: Device to load them to
-        :raises ValueError: If the parameters are those of another network
-        """
-        expected = set(self._get_torch_save_params()[0])
-        with files.fitted(load_path_or_dict, self.policy, expected, exact_match, device) as parameters:
-            super().set_parameters(parameters, exact_match, device)
-
-    def save(self, path: FilePath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
-        """
-        Save the model as SB3 does, but as a whole or not at all, and so that the run can be taken up exactly: in the midst of
-        a rollout, what is saved is the model at the start of this rollout.
-
-        :param path: Path to the file (or a file-like)
-        :param exclude: Names of attributes that should be excluded in addition to the default ones
-        :param include: Names of attributes that might be excluded but should be included anyway
-        :raises OSError: If the file cannot be written; what was at its place is then unchanged
-        """
-        is_path = not isinstance(path, io.BufferedIOBase)
-        file: Any = io.BytesIO() if is_path else path
-        with self._player.start.put_into(self):
-            super().save(file, exclude, include)
-        if is_path:
-            model_file.write(path, file.getbuffer())  # type: ignore[arg-type]
-
-    def _excluded_save_params(self) -> list[str]:
-        own = ["workers", "_seeded_env", "_player", "_advisor", "_policy_steps", "_made_schedule"]
-        # In files of version 0.1
-        former = ["_n_rollout_episodes"]
-        return [*super()._excluded_save_params(), *own, *former]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy makes a logger of its own when it learns: this one may hold open files
-        state = {name: value for name, value in vars(self).items() if name != "_logger"}
-        return {**state, "_custom_logger": False}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        if hasattr(self, "_player"):  # in a shallow copy these parts are the original's
-            self._player, self._advisor = copy.copy(self._player), copy.copy(self._advisor)
-            self._policy_steps = {kind: copy.copy(step) for kind, step in self._policy_steps.items()}
-            parts: list[Any] = [self._player, self._advisor, *self._policy_steps.values()]
-            for part in parts:
-                part.model = self
