@@ -15,18 +15,11 @@ from typing import Any
 
 from stable_baselines3.common.save_util import open_path
 
+from sb3_reinforce.version import __version__
+
 FilePath = str | pathlib.Path | io.BufferedIOBase
 #: The item of a file that says which version of this package has written it
 VERSION = "sb3_reinforce_version"
-
-
-def present_version() -> str:
-    """
-    :return: The version of this package
-    """
-    from sb3_reinforce import __version__  # which imports this module
-
-    return __version__
 
 
 def write(path: str | pathlib.Path, content: memoryview) -> None:
@@ -105,9 +98,10 @@ def version_named(items: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        saved_with, present = items.get(VERSION, "0.1.0 or older"), present_version()
-        if saved_with == present:
+        saved_with = items.get(VERSION, "0.1.0 or older")
+        if saved_with == __version__:
             raise
         raise ValueError(
-            f"The file was saved by version {saved_with} of sb3_reinforce and cannot be loaded by version {present}: {error}"
+            f"The file was saved by version {saved_with} of sb3_reinforce and cannot be loaded by version {__version__}: "
+            f"{error}"
         ) from error

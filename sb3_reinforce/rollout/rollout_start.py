@@ -13,7 +13,8 @@ import torch as th
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.distributed.sharing import normalizers
-from sb3_reinforce.model_file import VERSION, present_version
+from sb3_reinforce.model_file import VERSION
+from sb3_reinforce.version import __version__
 
 #: Attributes of a model that change while it plays
 _COUNTED = ("num_timesteps", "_episode_num", "ep_info_buffer", "ep_success_buffer", "_current_progress_remaining")
@@ -78,7 +79,7 @@ class RolloutStart(NamedTuple):
         """
         now = {name: getattr(model, name) for name in self.counted}
         try:
-            vars(model).update({**self.counted, SAVED_AS: self._asdict(), VERSION: present_version()})
+            vars(model).update({**self.counted, SAVED_AS: self._asdict(), VERSION: __version__})
             yield
         finally:
             self.of_attributes(vars(model))
@@ -137,8 +138,8 @@ def made_with() -> dict[str, str]:
     :return: The versions and the kind of processor that a run's numbers may depend on
     """
     return {
-        "sb3_reinforce": present_version(),
-        "torch": th.__version__,
+        "sb3_reinforce": __version__,
+        "torch": str(th.__version__),
         "numpy": np.__version__,
         "machine": platform.machine(),
     }
