@@ -31,6 +31,7 @@ from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.rollout import sb3_buffer
 from sb3_reinforce.rollout.callback_locals import RolloutCallbacks
 from sb3_reinforce.rollout.dead_steps import DeadSteps, as_vec_env
+from sb3_reinforce.rollout.episode_infos import telling_infos
 from sb3_reinforce.rollout.observations import check_statistics, check_step, judged_observations
 from sb3_reinforce.rollout.player import Player
 from sb3_reinforce.update.advice import Advisor, largest_entropy
@@ -431,14 +432,15 @@ class REINFORCE(OnPolicyAlgorithm):
             new_obs, rewards, dones, infos = env.step(clipped_actions)
 
             self.num_timesteps += env.num_envs
-            callback.update_locals(locals())
+            if watched:  # else nobody reads them
+                callback.update_locals(locals())
             if not callback.on_step():
                 return self._player.share(callback, goes_on=False).goes_on
 
             recording = recorder.recording if dead is None else recorder.recording_without(dead)
             check_step(judged(new_obs), rewards, recording, timestep, self._vec_normalize_env)  # type: ignore[arg-type]
-            if np.count_nonzero(dones) or any("episode" in info for info in infos):
-                telling = [i for i in recording.tolist() if infos[i]]
+            telling = telling_infos(infos, dones, recording)
+            if telling:
                 self._update_info_buffer([infos[i] for i in telling], dones[telling])
             step = (acted_on, actions, rewards, self._last_episode_starts, evaluated[0], evaluated[1], recording)
             add(*step, sampler.extras) if sampler.extras else add(*step)
