@@ -134,7 +134,8 @@ class REINFORCE(OnPolicyAlgorithm):
     :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, rounding
         errors decide the directions about which the batch says nothing
     :param sub_sampling_factor: :math:`F` is averaged over one timestep out of this many in these equations, to save
-        time; the gradient and the divergence of the step are those of all timesteps
+        time; the gradient and the divergence of the step are those of all timesteps. ``None``: all up to 16,384 timesteps, of
+        more so many that at least 8,192 are left
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -214,7 +215,7 @@ class REINFORCE(OnPolicyAlgorithm):
         target_kl: float | Schedule = 0.01,
         cg_max_steps: int = 15,
         cg_damping: float = 0.1,
-        sub_sampling_factor: int = 1,
+        sub_sampling_factor: int | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[RolloutBuffer] | None = None,

@@ -38,6 +38,9 @@ from sb3_reinforce.update.return_units import ROUNDING
 #: drawn there any more, while a Gaussian comes back
 WORST, LEAST_WORST = 50.0, 1e-3
 MAX_TRIALS = 20
+#: Unless ``sub_sampling_factor`` says otherwise, the equations are solved with fewer than twice so many timesteps. For 256
+#: environments whose episodes have 400 timesteps the whole training then takes a third of the time
+SOLVED_WITH = 2**13
 #: The divergences at which the curvature is compared with what it should be, the length that is tried where it is zero, and
 #: the relative difference that is too much
 TRIED_KL, TRIED_LENGTH, MISMATCH = (1e-3, 1e-4, 1e-5), 1e-2, 0.2
@@ -121,7 +124,9 @@ class NaturalStep(OptimizerStep):
     ) -> dict[str, float]:
         model = self.model
         target_kl = self._target_kl_at(model._current_progress_remaining)
-        settings = Settings(target_kl, model.cg_max_steps, model.cg_damping, model.sub_sampling_factor)
+        n_total, _ = model.workers.totals(len(batch), 0)
+        factor = model.sub_sampling_factor or max(1, n_total // SOLVED_WITH)
+        settings = Settings(target_kl, model.cg_max_steps, model.cg_damping, factor)
         norm = divergence = 0.0
         try:
             # Also with an entropy bonus: the bonus alone does not justify a step of full length
