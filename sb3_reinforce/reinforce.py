@@ -134,8 +134,8 @@ class REINFORCE(OnPolicyAlgorithm):
     :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, rounding
         errors decide the directions about which the batch says nothing
     :param sub_sampling_factor: :math:`F` is averaged over one timestep out of this many in these equations, to save
-        time; the gradient and the divergence of the step are those of all timesteps. ``None``: all up to 16,384 timesteps, of
-        more so many that at least 8,192 are left
+        time; the gradient and the divergence of the step are those of all timesteps. ``None``: 1, but of a batch of 16,384
+        timesteps or more a part of at least 8,192 takes the place of all for :math:`F` and the length of the step
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
