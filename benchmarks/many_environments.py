@@ -134,8 +134,8 @@ def until_solved(setting: Setting, seed: int) -> dict[str, float]:
     from stable_baselines3.common.callbacks import BaseCallback
 
     class Watch(BaseCallback):
-        n_good = n_recorded = last = 0
-        not_counted = 0.0
+        n_good = last = 0
+        n_recorded = not_counted = 0.0
 
         def _on_step(self) -> bool:
             return self.n_good < IN_A_ROW
