@@ -189,7 +189,7 @@ def end_processes(env: VecEnv) -> None:
 def table(folder: Path) -> str:
     """
     :param folder: Where the results lie
-    :return: Memory, speed and what is left over, at a tenth of each run and at its end
+    :return: Memory and what is left over, at a tenth of each run and at its end, and the speed in its second and last tenth
     """
     rows = []
     for name in RUNS:
@@ -203,7 +203,7 @@ def table(folder: Path) -> str:
         memory = [row["memory"] + row["memory_of_children"] for row in (early, late)]
         speeds = [
             (part[-1]["timesteps"] - part[0]["timesteps"]) / (part[-1]["cpu_seconds"] - part[0]["cpu_seconds"])
-            for part in (found[:tenth], found[-tenth:])
+            for part in (found[tenth - 1 : 2 * tenth], found[-tenth - 1 :])
         ]
         pairs = [f"{early[key]:.0f} / {late[key]:.0f}" for key in ("files", "threads", "children")]
         growth = 100 * (memory[1] / memory[0] - 1)
