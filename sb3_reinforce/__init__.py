@@ -9,9 +9,7 @@ from sb3_reinforce.recurrent.maskable import MaskableRecurrentREINFORCE
 from sb3_reinforce.recurrent.reinforce import RecurrentREINFORCE
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.update.policy_step import PolicyStep
-
-# As in pyproject.toml. Repeated here, so that the package can be imported without being installed
-__version__ = "0.2.0"
+from sb3_reinforce.version import __version__
 
 __all__ = [
     "REINFORCE",
@@ -26,4 +24,5 @@ __all__ = [
     "MultiInputPolicy",
     "PolicyStep",
     "RecurrentREINFORCE",
+    "__version__",
 ]

@@ -106,6 +106,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         "discount_state_distribution",
         "normalize_advantage",
         "normalize_returns",
+        "seed_rollouts",
     ):
         check_flag(name, get(name))
     check_flag("natural_gradient", get("natural_gradient"), or_none=True)

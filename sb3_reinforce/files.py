@@ -1,20 +1,19 @@
 """Loading files and parameters of other algorithms, and the states of other optimizers."""
 
 import io
-import json
 import pathlib
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.save_util import load_from_zip_file, open_path, save_to_zip_file
+from stable_baselines3.common.save_util import load_from_zip_file, save_to_zip_file
 from stable_baselines3.common.type_aliases import TensorDict
 
 from sb3_reinforce.actor_critic.state import all_or_nothing
+from sb3_reinforce.model_file import read_items
 
 #: An argument that only this class has, which distinguishes its files from those of other algorithms
 _OWN_ARGUMENT = "bootstrap_on_truncation"
@@ -45,22 +44,6 @@ _TAKEN_OVER = {
     "_last_episode_starts",
     "_last_original_obs",
 }
-
-
-def items(path: str | pathlib.Path | io.BufferedIOBase) -> set[str]:
-    """
-    :param path: A file that a model was saved to
-    :return: The names of what it holds besides parameters; nothing if it is damaged, for which SB3 has its own errors
-    """
-    file = open_path(path, "r", suffix="zip")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return set(json.loads(archive.read("data").decode()))
-    except (zipfile.BadZipFile, KeyError, ValueError):
-        return set()
-    finally:
-        if file is not path:
-            file.close()
 
 
 def without_foreign_arguments(
@@ -144,6 +127,7 @@ def fitted(
     """
     loaded: Any = load_path_or_dict
     if not isinstance(loaded, dict):
+        read_items(loaded)
         _, loaded, _ = load_from_zip_file(loaded, device=device, load_data=False)
     parameters = dict(loaded)
     if (exact_match and set(parameters) != expected) or not set(parameters) <= expected:
@@ -176,6 +160,7 @@ def with_names(parameters: dict[str, Any], policy: ActorCriticPolicy) -> dict[st
 def own_or_converted(
     algorithm: str,
     path: str | pathlib.Path | io.BufferedIOBase,
+    items: Mapping[str, Any],
     device: th.device | str,
     custom_objects: dict[str, Any] | None,
 ) -> tuple[str | pathlib.Path | io.BufferedIOBase, dict[str, Any]]:
@@ -186,13 +171,13 @@ def own_or_converted(
 
     :param algorithm: Name of the class that loads the file
     :param path: A file that a model was saved to
+    :param items: What it holds besides parameters, by name
     :param device: Device to load its tensors to
     :param custom_objects: See :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`
     :return: The file to load, and the arguments that a model of this class had before they were arguments
     """
-    names = items(path)
-    if "policy_class" not in names or _OWN_ARGUMENT in names:
-        is_former = _OWN_ARGUMENT in names and "normalize_returns" not in names
+    if "policy_class" not in items or _OWN_ARGUMENT in items:
+        is_former = _OWN_ARGUMENT in items and "normalize_returns" not in items
         return path, {"normalize_returns": False} if is_former else {}
     warnings.warn(
         "The file was saved by another algorithm: its policy, gamma, gSDE, seed and settings of the log are taken "

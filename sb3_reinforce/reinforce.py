@@ -1,8 +1,4 @@
-import copy
 import inspect
-import io
-import pathlib
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -13,11 +9,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce import arguments, files
+from sb3_reinforce import arguments
 from sb3_reinforce.actor_critic.actor_critic import ActorCritic, make_actor_critic
 from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.actor_critic.parameters import group_parameters, set_critic_rate, use_fused_adam
@@ -25,14 +21,17 @@ from sb3_reinforce.actor_critic.sampler import reset_noise, to_environment
 from sb3_reinforce.actor_critic.state import all_or_nothing, forget_graphs
 from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_reinforce.distributed import ALONE, Alone, local_device, n_launched
+
 from sb3_reinforce.finite import check_finite, without_underflow
 from sb3_reinforce.monte_carlo.baselines import Baseline, BaselineFunction, make_baseline
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_reinforce.resumable import ResumableAlgorithm
 from sb3_reinforce.rollout import sb3_buffer
 from sb3_reinforce.rollout.callback_locals import RolloutCallbacks
 from sb3_reinforce.rollout.dead_steps import DeadSteps, as_vec_env
 from sb3_reinforce.rollout.observations import check_statistics, check_step, judged_observations
 from sb3_reinforce.rollout.player import Player
+from sb3_reinforce.rollout.rollout_start import RolloutStart
 from sb3_reinforce.update.advice import Advisor, largest_entropy
 from sb3_reinforce.update.automatic_step import AutomaticStep
 from sb3_reinforce.update.critic import fit_critic
@@ -42,7 +41,6 @@ from sb3_reinforce.update.natural_step import NaturalStep
 from sb3_reinforce.update.policy_step import OptimizerStep, PolicyStep
 from sb3_reinforce.update.return_units import ReturnUnits, in_units, say_nothing
 
-FilePath = str | pathlib.Path | io.BufferedIOBase
 #: Timesteps of an update over all environments, unless ``n_steps`` or ``n_episodes`` says otherwise
 N_TIMESTEPS = 1024
 #: Minibatch size of the critic, and the largest number of minibatches in a pass, unless ``batch_size`` says otherwise
@@ -52,7 +50,7 @@ ENT_COEF = 0.03
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
 
-class REINFORCE(OnPolicyAlgorithm):
+class REINFORCE(ResumableAlgorithm):
     r"""
     REINFORCE (Monte Carlo policy gradient)
 
@@ -134,6 +132,9 @@ class REINFORCE(OnPolicyAlgorithm):
         errors decide the directions about which the batch says nothing
     :param sub_sampling_factor: :math:`F` is averaged over one timestep out of this many in these equations, to save
         time; the gradient and the divergence of the step are those of all timesteps
+    :param seed_rollouts: Whether each rollout of whole episodes starts from a reset with seeds that are derived from ``seed``
+        and the number of the rollout, so that a saved run can be taken up exactly. With a single environment this is one
+        more reset per rollout. No effect without a ``seed``
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -214,6 +215,7 @@ class REINFORCE(OnPolicyAlgorithm):
         cg_max_steps: int = 15,
         cg_damping: float = 0.1,
         sub_sampling_factor: int = 1,
+        seed_rollouts: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -271,6 +273,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
         self.sub_sampling_factor = sub_sampling_factor
+        self.seed_rollouts = seed_rollouts
 
         if _init_setup_model:
             self._check_environment()
@@ -292,6 +295,7 @@ class REINFORCE(OnPolicyAlgorithm):
         n_steps, self.n_steps = self.n_steps, self.steps_per_environment  # SB3 gives it to the buffer
         self._make_parts()
         self.n_steps = n_steps
+        self._player.taken_up = RolloutStart.of_attributes(vars(self))
         if self.normalize_returns:
             say_nothing(self.actor_critic.value_head())
         use_fused_adam(self.policy.optimizer)
@@ -516,6 +520,7 @@ class REINFORCE(OnPolicyAlgorithm):
             gradients = gradients._replace(value_loss=gradients.value_loss * units.scale**2)
         self._n_updates += 1
         self._record_update(gradients, logs, self.uses_critic and units is None)
+        self._player.between_rollouts()
 
     def batch(self) -> Batch:
         """
@@ -604,12 +609,15 @@ class REINFORCE(OnPolicyAlgorithm):
         self._check_environment()
         sb3_buffer.check_buffer(self.rollout_buffer, vars(self), self.actor_critic)
         self.policy_step.check()
-        self._player.limits.begin(self.env, self.horizon, self.complete_episodes)  # type: ignore[arg-type]
+        taken_up = self._player.begin_learning(reset_num_timesteps)
         self.workers.start(self, total_timesteps)
         self._player.limits.share(self.workers)
         self.policy_step.begin()
         if self._n_updates == 0:
             self._advisor.before_first_update()
+        self._player.before_reset(reset_num_timesteps or self._last_obs is None, taken_up)
+        if not self._custom_logger and hasattr(self, "_logger"):
+            self._logger.close()  # SB3 leaves the files of the former call open
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
@@ -636,82 +644,3 @@ class REINFORCE(OnPolicyAlgorithm):
             workers, self.workers = self.workers, ALONE
             workers.fail(error)
             raise
-
-    # Files
-
-    @classmethod
-    def load(
-        cls: type[SelfREINFORCE],
-        path: FilePath,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfREINFORCE:
-        """
-        Load the model from a zip-file, as SB3 does, but refuse arguments that do not exist or make no sense.
-
-        From a file saved by A2C or PPO (or another algorithm with such a policy), it takes the policy, the spaces,
-        ``gamma``, gSDE, the seed and the settings of the log, with a warning. The optimizer starts anew, and all other
-        arguments are REINFORCE's defaults, unless ``kwargs`` say otherwise.
-
-        :param path: Path to the file (or a file-like) where to load the agent from
-        :param env: The new environment to run the loaded model on (can be None if you only need prediction)
-        :param device: Device on which the code should run
-        :param custom_objects: Dictionary of objects to replace upon loading
-        :param print_system_info: Whether to print the system info of the saved model and the current one
-        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior
-        :param kwargs: Further arguments of the constructor, to change them
-        :return: New model instance with loaded parameters
-        :raises ValueError: If a name is not an argument, a value is not valid for its argument, or the policy in the file is
-            of a kind that does not fit
-        """
-        known = {"policy_step_class", *arguments.constructor_arguments(cls), *inspect.signature(super().load).parameters}
-        arguments.check_names(kwargs, known, f"{cls.__name__}.load")
-        path, former = files.own_or_converted(cls.__name__, path, device, custom_objects)
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **{**former, **kwargs})
-
-    def get_parameters(self) -> dict[str, dict[str, Any]]:
-        return files.with_names(super().get_parameters(), self.policy)
-
-    def set_parameters(
-        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        """
-        Load parameters as SB3 does, but all or nothing, and also from A2C or PPO. A saved optimizer state that does
-        not fit is not taken over, with a warning; the optimizer then starts anew.
-
-        :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
-        :param exact_match: Whether all parameters must be there
-        :param device: Device to load them to
-        :raises ValueError: If the parameters are those of another network
-        """
-        expected = set(self._get_torch_save_params()[0])
-        with files.fitted(load_path_or_dict, self.policy, expected, exact_match, device) as parameters:
-            super().set_parameters(parameters, exact_match, device)
-
-    def save(self, path: FilePath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
-        with self.workers.whole_file(path) as file:
-            super().save(file, exclude, include)
-
-    def _excluded_save_params(self) -> list[str]:
-        own = ["workers", "_seeded_env", "_player", "_advisor", "_policy_steps", "_made_schedule"]
-        # In files of version 0.1
-        former = ["_n_rollout_episodes"]
-        return [*super()._excluded_save_params(), *own, *former]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy makes a logger of its own when it learns: this one may hold open files
-        state = {name: value for name, value in vars(self).items() if name != "_logger"}
-        return {**state, "_custom_logger": False}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        if hasattr(self, "_player"):  # in a shallow copy these parts are the original's
-            self._player, self._advisor = copy.copy(self._player), copy.copy(self._advisor)
-            self._policy_steps = {kind: copy.copy(step) for kind, step in self._policy_steps.items()}
-            parts: list[Any] = [self._player, self._advisor, *self._policy_steps.values()]
-            for part in parts:
-                part.model = self

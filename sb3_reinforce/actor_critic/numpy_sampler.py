@@ -30,7 +30,7 @@ from sb3_reinforce.finite import check_finite, surely_finite
 
 #: The noise is drawn ahead for at most this many steps, and this many numbers (unless a single step needs more)
 NOISE_BLOCK = 256
-MAX_NOISE = 2**18
+MAX_NOISE = 2**14
 #: Tables of discrete observations are used up to this many numbers
 MAX_TABLE = 2**18
 
@@ -78,6 +78,9 @@ class NumpySampler(PolicySampler):
 
     def _memory(self) -> list[int]:
         return [tensor.data_ptr() for layer in self._linears for tensor in (layer.weight, layer.bias) if tensor is not None]
+
+    def draw_afresh(self) -> None:
+        self._head.draw_afresh()
 
     def start_rollout(self) -> None:
         self._viewed = self._memory()
@@ -316,6 +319,9 @@ class Head:
     def __init__(self, policy: ActorCriticPolicy, n_envs: int):
         self._action_shape = (n_envs, *(policy.action_space.shape or ()))
 
+    def draw_afresh(self) -> None:
+        """Discard noise that was drawn ahead."""
+
     def start_rollout(self, policy: ActorCriticPolicy) -> None:
         """
         :param policy: The policy, for the parameters of the distribution that are not outputs of the network
@@ -340,6 +346,9 @@ class NoiseHead(Head):
         self.shape = (n_envs, policy.action_net.out_features)
         self._next_noise = 0
         self._noise = np.empty((0, *self.shape), np.float32)
+
+    def draw_afresh(self) -> None:
+        self._next_noise = len(self._noise)
 
     def noise(self, rng: np.random.Generator) -> np.ndarray:
         """

@@ -44,6 +44,9 @@ class PolicySampler:
         :param sampler: The sampler that this one replaces
         """
 
+    def draw_afresh(self) -> None:
+        """Discard noise that was drawn ahead: the next actions depend on the state of the generators alone."""
+
     def start_rollout(self) -> None:
         """Take over the policy's present weights."""
 

@@ -95,14 +95,15 @@ def check_same(gathered: list[dict[str, Any]]) -> None:
                 )
 
 
-def normalizers(env: VecEnv | None) -> list[RunningMeanStd]:
+def normalizers(env: VecEnv | None, training_only: bool = False) -> list[RunningMeanStd]:
     """
     :param env: The environments
+    :param training_only: Whether to leave out statistics that are not gathered at the moment
     :return: The statistics that ``VecNormalize`` keeps of them
     """
     found: list[RunningMeanStd] = []
     while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecNormalize):
+        if isinstance(env, VecNormalize) and (env.training or not training_only):
             observations = getattr(env, "obs_rms", None)
             found += observations.values() if isinstance(observations, dict) else [observations] if observations else []
             found.append(env.ret_rms)

@@ -1,9 +1,7 @@
 """The workers that train one model, from the view of one of them: a process alone, or one of a group."""
 
 import io
-import pathlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 from typing import Any, TypeVar
 
@@ -33,7 +31,6 @@ from sb3_reinforce.distributed.sharing import (
 
 T = TypeVar("T")
 Infos = Sequence[dict[str, Any]]
-Path = str | pathlib.Path | io.BufferedIOBase
 
 #: Sums of at most this many bytes go along a tree of workers, larger ones around a ring
 MAX_TREE_BYTES = 2**18
@@ -183,7 +180,7 @@ class Alone:
         :param policy: The policy
         """
 
-    # Callbacks, log and files
+    # Callbacks and log
 
     def callbacks(self, callback: MaybeCallback, progress_bar: bool) -> tuple[MaybeCallback, bool]:
         """
@@ -212,13 +209,6 @@ class Alone:
         """
         :param callback: A callback that waits for the end of its rollout
         """
-
-    def whole_file(self, path: Path) -> AbstractContextManager[Path]:
-        """
-        :param path: The path to save a model to
-        :return: The path to write it to in the meantime
-        """
-        return nullcontext(path)
 
 
 class Group(Alone):
@@ -390,7 +380,8 @@ class Group(Alone):
             for _, others, _, _ in gathered:
                 total |= others[i]
             set_moments(normalizer, total)
-            self._normalizers[i] = (normalizer, total)
+            # Not `total`, which has other rounding errors: a run that is taken up here has the normalizer alone
+            self._normalizers[i] = (normalizer, moments_of(normalizer))
         if len({number for _, _, _, number in gathered}) > 1:
             self.n_repairs += 1
             self._share_state(model)
@@ -422,22 +413,6 @@ class Group(Alone):
 
     def end_rollout(self, callback: BaseCallback) -> None:
         callback.on_rollout_end()
-
-    @contextmanager
-    def whole_file(self, path: Path) -> Iterator[Path]:
-        # In a script that several workers run, all save to the same path at once: each writes a file of its own, which then
-        # replaces the target as a whole
-        if isinstance(path, io.BufferedIOBase):
-            yield path
-            return
-        target = pathlib.Path(path)
-        target = target if target.suffix else target.with_suffix(".zip")
-        own = target.with_name(f".{target.name}.{self.rank}.tmp")
-        try:
-            yield own
-            own.replace(target)
-        finally:
-            own.unlink(missing_ok=True)
 
 
 #: A process that trains its model alone

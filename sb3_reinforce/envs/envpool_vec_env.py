@@ -22,6 +22,9 @@ class EnvPoolVecEnv(VectorEnvAdapter):
     :raises ValueError: If they are no such environments, or asynchronous, or if SB3 does not support their spaces
     """
 
+    #: Whether a seed can be set after the environments were made
+    takes_seeds = False
+
     def __init__(self, envs: Any):
         if not all(hasattr(envs, name) for name in ("all_env_ids", "config", "action_space", "step", "reset")):
             raise ValueError(

@@ -27,18 +27,22 @@ class EpisodeLimits:
         #: Whether a cut is expected: because the environment itself may exceed the horizon, or because there was a cut
         #: before
         self.cuts_expected = False
+        #: Whether every environment can be reset at any time
+        self.resets_allowed = True
 
-    def begin(self, env: VecEnv, horizon: int | None, complete_episodes: bool) -> None:
+    def begin(self, env: VecEnv, horizon: int | None, complete_episodes: bool, cut_before: bool) -> None:
         """
         Called when learning begins.
 
         :param env: The training environments
         :param horizon: Argument of REINFORCE
         :param complete_episodes: Argument of REINFORCE
+        :param cut_before: Whether an episode of the model was cut before
         :raises ValueError: If their episodes cannot be interrupted, which complete episodes need
         """
-        self.cuts_expected = self.read(env, horizon)
-        if complete_episodes:
+        self.cuts_expected = self.read(env, horizon) or cut_before
+        self.resets_allowed = False not in of_wrappers(env, Monitor, "allow_early_resets")
+        if complete_episodes and not self.resets_allowed:
             check_resets(env, self.cuts_expected)
 
     def share(self, workers: Alone) -> None:
@@ -91,13 +95,11 @@ def _as_limit(limit: object) -> int | None:
 
 def check_resets(env: VecEnv, cuts_expected: bool) -> None:
     """
-    :param env: The vectorized environment
+    :param env: A vectorized environment whose episodes cannot be interrupted
     :param cuts_expected: Whether episodes are cut at the horizon
-    :raises ValueError: If its episodes cannot be interrupted to start several environments afresh
+    :raises ValueError: If they are interrupted, to start several environments afresh
     """
-    if (env.num_envs > 1 or cuts_expected) and any(
-        allowed is False for allowed in of_wrappers(env, Monitor, "allow_early_resets")
-    ):
+    if env.num_envs > 1 or cuts_expected:
         raise ValueError(
             "`Monitor(allow_early_resets=False)` cannot be used with complete_episodes=True and several environments (or a "
             "`horizon` that cuts episodes), as each rollout starts from fresh episodes in all of them, "

@@ -16,9 +16,10 @@ from sb3_reinforce.distributed import Report
 from sb3_reinforce.rollout.advantages import AdvantageEstimator
 from sb3_reinforce.rollout.dead_steps import DeadSteps
 from sb3_reinforce.rollout.episode_infos import info_of_cut_episode
-from sb3_reinforce.rollout.groups import check_alike, reset_with_seeds, seeds_of_groups
+from sb3_reinforce.rollout.seeds import check_alike, reset_with_seeds, seed_of_rollout, seeds_of_groups, takes_seeds
 from sb3_reinforce.rollout.limits import EpisodeLimits
 from sb3_reinforce.rollout.recorder import CompleteEpisodes, FixedLength, Recorder
+from sb3_reinforce.rollout.rollout_start import RolloutStart, Statistics, copies_of_statistics
 
 
 class Player:
@@ -38,14 +39,70 @@ class Player:
         # Timestep that each environment has reached in an episode that the next rollout continues
         self._reached_timesteps: list[int] = []
         self._n_timesteps_before = 0
-        self._group_seed: int | None = None
+        # What the present rollout began with, or, between two rollouts, what the next one begins with, if that is known
+        self._start: RolloutStart | None = None
+        #: What the first rollout of a run that is taken up from a file begins with
+        self.taken_up: RolloutStart | None = None
+        # The environments that `learn` has reset with the seeds of the first rollout, and `VecNormalize`'s statistics before
+        self._freshly_seeded: VecEnv | None = None
+        self._statistics_before: list[Statistics] | None = None
+        # What the seeds of the next rollout are derived from: the model's seed, and the number of rollouts since it was set
+        self._seed: int | None = None
+        self._n_rollouts = 0
         self._discounts = (model.gamma, model.gae_lambda)
 
     def seed(self, seed: int) -> None:
         """
         :param seed: The seed of the actions
         """
-        self._rng, self._sampler, self._group_seed = np.random.default_rng(seed), None, None
+        self._rng, self._sampler = np.random.default_rng(seed), None
+        self._seed, self._n_rollouts = seed, 0
+        self.taken_up = None
+        if self._start is not None and not self._start.counted:  # no rollout is being played
+            self._start = None
+
+    @property
+    def start(self) -> RolloutStart:
+        """What the present rollout began with, or, between two rollouts, what the next one begins with."""
+        if self._start is not None:
+            return self._start
+        # One of several workers may ask alone, and does not know the others' generators
+        return self._next_start(known=self.model.workers.size == 1)
+
+    def _next_start(self, known: bool = True) -> RolloutStart:
+        of_player = self._rng, (self._seed, self._n_rollouts), self.limits.cuts_expected
+        start = RolloutStart.of(self.model, *of_player, known and self.model.seed is not None)
+        return start if self._statistics_before is None else start._replace(statistics=self._statistics_before)
+
+    def begin_learning(self, is_new_run: bool) -> RolloutStart | None:
+        """
+        :param is_new_run: Whether the run begins anew, also if the model comes from a file
+        :return: What the first rollout begins with if a run is taken up
+        :raises ValueError: If the environments' episodes cannot be interrupted, which complete episodes need
+        """
+        model, start = self.model, None if is_new_run else self.taken_up
+        self._start = self._freshly_seeded = self._statistics_before = None
+        if start is not None:
+            start.restore_statistics(model.env)  # now, as the workers share them
+        self.limits.begin(model.env, model.horizon, model.complete_episodes, model._warned_of_horizon)
+        return start
+
+    def before_reset(self, resets: bool, taken_up: RolloutStart | None) -> None:
+        """
+        Called before `learn` resets the environments: this reset may be that of the first rollout.
+
+        :param resets: Whether it does
+        :param taken_up: The result of :meth:`begin_learning`
+        """
+        self.taken_up, env = taken_up, self.model.env  # seeding the workers has removed it
+        if resets and taken_up is None and self._seeds_rollouts(env) and self.model.group_size == 1:
+            self._statistics_before = copies_of_statistics(env)
+            self._set_seeds(env)
+            self._freshly_seeded = env
+
+    def between_rollouts(self) -> None:
+        """Called after an update, with which the last rollout is past."""
+        self._start = self._next_start()
 
     def begin(self, buffer: RolloutBuffer) -> None:
         """
@@ -54,10 +111,24 @@ class Player:
         :param buffer: The buffer of the rollout. It has its own copies of the discounts; a discount that was set by hand on
             it, as with SB3's algorithms, stays
         """
-        self._n_timesteps_before = self.model.num_timesteps
-        discounts = (self.model.gamma, self.model.gae_lambda)
+        model = self.model
+        if self.taken_up is not None:
+            self._take_up(self.taken_up)
+            self.taken_up = None
+        if self._sampler is not None:
+            self._sampler.draw_afresh()
+        self._start = (self._start or self._next_start()).with_counts(model)
+        self._n_timesteps_before = model.num_timesteps
+        discounts = (model.gamma, model.gae_lambda)
         if discounts != self._discounts:
             buffer.gamma, buffer.gae_lambda = self._discounts = discounts
+
+    def _take_up(self, start: RolloutStart) -> None:
+        model = self.model
+        start.restore_statistics(model.env)  # the reset at the beginning of `learn` was one more
+        start.restore_generators(model.device, self._rng, model.workers.rank, model.workers.size)
+        self._seed, self._n_rollouts = start.seeds
+        self.limits.note(start.cuts_expected)
 
     def start_recorder(self, env: VecEnv, n_steps: int) -> Recorder:
         """
@@ -76,24 +147,43 @@ class Player:
             return FixedLength(env.num_envs, n_steps, first)
         if model.group_size > 1:
             model._last_obs = self._reset_groups(env)
+        elif self._seeds_rollouts(env):
+            if self._freshly_seeded is not env:
+                self._set_seeds(env)
+                model._last_obs = env.reset()
+            self._freshly_seeded = self._statistics_before = None
+            self._n_rollouts += 1
         elif not model._last_episode_starts.all() or DeadSteps(env).coming() is not None:
             model._last_obs = env.reset()
         model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         cuts_expected = self.limits.read(env, model.horizon)
         return CompleteEpisodes(env.num_envs, n_steps, model.n_episodes, self.limits.horizons, cuts_expected)
 
-    def _reset_groups(self, env: VecEnv) -> Any:
-        """Start the episodes of each group from the same seed, a fresh one in each update."""
+    def _seeds_rollouts(self, env: VecEnv) -> bool:
         model = self.model
-        n_groups = env.num_envs // model.group_size
-        counts = model.workers.gather(n_groups)
-        first = sum(counts[: model.workers.rank])
-        if self._group_seed is None:
-            own = model.seed if model.seed is not None else int(th.randint(2**31, (1,)))
-            self._group_seed = model.workers.gather(own)[0]
-        seeds = seeds_of_groups(self._group_seed, model._n_updates, range(first, first + n_groups), model.group_size)
-        observations = reset_with_seeds(env, seeds)
-        check_alike(observations, model.group_size)
+        wanted = model.seed_rollouts and model.seed is not None and model.complete_episodes
+        return wanted and self.limits.resets_allowed and takes_seeds(env)
+
+    def _set_seeds(self, env: VecEnv) -> None:
+        """Set the seeds of the next reset, fresh ones in each rollout."""
+        numbers, base = self._numbers_and_seed(env.num_envs)
+        env.seed(seed_of_rollout(base, self._n_rollouts) + numbers.start)
+
+    def _numbers_and_seed(self, n: int) -> tuple[range, int]:
+        """The numbers of this worker's ``n`` environments or groups among those of all workers, and the seed of rank 0."""
+        gathered = self.model.workers.gather((n, self._seed))
+        first = sum(n_before for n_before, _ in gathered[: self.model.workers.rank])
+        return range(first, first + n), gathered[0][1]
+
+    def _reset_groups(self, env: VecEnv) -> Any:
+        """Start the episodes of each group from the same seed, a fresh one in each rollout."""
+        if self._seed is None:
+            self._seed = int(th.randint(2**31, (1,)))
+        group_size = self.model.group_size
+        numbers, base = self._numbers_and_seed(env.num_envs // group_size)
+        observations = reset_with_seeds(env, seeds_of_groups(base, self._n_rollouts, numbers, group_size))
+        self._n_rollouts += 1
+        check_alike(observations, group_size)
         return observations
 
     def start_sampler(self, env: VecEnv) -> PolicySampler:

@@ -232,6 +232,47 @@ def training(rank: int, size: int) -> dict[str, Any]:
     }
 
 
+class SavesAt(BaseCallback):
+    """Saves the model in the midst of a rollout, on rank 0."""
+
+    ranks = (0,)
+
+    def __init__(self, step: int, path: Path):
+        super().__init__()
+        self.step, self.path = step, path
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.step:
+            self.model.save(self.path)
+        return True
+
+
+def taken_up(rank: int, size: int) -> dict[str, Any]:
+    """A run, and the same run taken up from a file that rank 0 has saved in the midst of a rollout, and from its own end."""
+    folder, total = Path(sys.argv[2]), 3_000
+
+    def env() -> VecEnv:
+        return VecNormalize(make_vec_env("CartPole-v1", n_envs=rank + 1))
+
+    def state(model: REINFORCE) -> dict[str, Any]:
+        statistics = model.get_vec_normalize_env()
+        assert statistics is not None
+        found = {"weights": weights(model), "mean": statistics.obs_rms.mean, "var": statistics.obs_rms.var}  # type: ignore
+        return {**found, "num_timesteps": model.num_timesteps, "n_updates": model._n_updates}
+
+    def ended(path: Path) -> dict[str, Any]:
+        model = REINFORCE.load(path, env=env(), device="cpu")
+        return state(model.learn(total - model.num_timesteps, reset_num_timesteps=False))
+
+    arguments: dict[str, Any] = {"seed": 7, "n_steps": 128, "device": "cpu"}
+    whole = REINFORCE("MlpPolicy", env(), **arguments).learn(total, callback=SavesAt(400, folder / "middle"))
+    half = REINFORCE("MlpPolicy", env(), **arguments).learn(total // 2)
+    if rank == 0:
+        half.save(folder / "half")
+    half.workers.gather(rank)  # the file is there
+    return {"whole": state(whole), "middle": ended(folder / "middle"), "half": ended(folder / "half")}
+
+
 def edges(rank: int, size: int) -> dict[str, Any]:
     """Small things, one after the other, to start one job for all of them."""
     result: dict[str, Any] = {}
@@ -524,6 +565,7 @@ SCENARIOS = {
         cartpole,
         edges,
         early,
+        taken_up,
     )
 }
 

@@ -14,6 +14,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.distributed import ALONE, Group, Moments
@@ -129,6 +130,18 @@ def test_a_saved_model_is_an_ordinary_one(trained):
         model.learn(600, reset_num_timesteps=False)
         assert model._n_updates > n_updates
     assert not list(folder.glob("*.tmp"))
+
+
+def test_a_run_of_two_workers_is_taken_up_exactly(tmp_path):
+    for outcome in results(2, "taken_up", tmp_path):
+        for name in ("middle", "half"):
+            for key, value in outcome["whole"].items():
+                np.testing.assert_array_equal(outcome[name][key], value, err_msg=f"{name}: {key}")
+    env = VecNormalize(job.make_vec_env("CartPole-v1"))
+    model = REINFORCE.load(tmp_path / "middle", env=env, device="cpu")
+    assert 0 < model.num_timesteps < outcome["whole"]["num_timesteps"]
+    with pytest.warns(UserWarning, match="need not end with the weights .* saved with workers 2 instead of 1"):
+        model.learn(1, reset_num_timesteps=False)
 
 
 def test_a_stop_on_one_rank_stops_all_at_the_same_update(tmp_path):

@@ -67,6 +67,44 @@ class Scripted(gym.Env):
         return self._observe(), reward, done and not self.truncated, done and self.truncated, {}
 
 
+class Seeded(gym.Env):
+    """
+    Draws all that happens from the generator that ``reset(seed=...)`` seeds: observations, lengths, masks, and whether an
+    episode is terminated or truncated.
+
+    :param action_space: Space of the actions
+    :param observation_space: Space to draw observations from; by default a vector of three numbers
+    """
+
+    def __init__(self, action_space: spaces.Space | None = None, observation_space: spaces.Space | None = None):
+        self.action_space = action_space or spaces.Discrete(3)
+        self.observation_space = observation_space or spaces.Box(-1, 1, (3,), np.float32)
+        self.seeds: list[int | None] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.seeds.append(seed)
+        self.left = int(self.np_random.integers(3, 15))
+        return self._observe(), {}
+
+    def _observe(self) -> Any:
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        self.obs = self.observation_space.sample()
+        return self.obs
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.left -= 1
+        reward = float(np.sum(action)) * float(self.np_random.normal(1.0)) + self.left % 3
+        ends = self.left == 0
+        is_truncated = ends and bool(self.np_random.integers(2))
+        return self._observe(), reward, ends and not is_truncated, is_truncated, {}
+
+    def action_masks(self) -> np.ndarray:
+        mask = np.ones(self.action_space.n, dtype=bool)  # type: ignore[attr-defined]
+        mask[self.left % len(mask)] = False
+        return mask
+
+
 class Declared(Scripted):
     """
     An environment that declares a limit in its ``spec`` but does not keep it.

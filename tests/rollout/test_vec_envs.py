@@ -160,16 +160,17 @@ def resets(model: REINFORCE) -> list[int]:
     return model.env.get_attr("n_resets")
 
 
-def test_environments_are_reset_only_where_one_stands_within_an_episode() -> None:
+def test_environments_without_seeds_are_reset_only_where_one_stands_within_an_episode() -> None:
     # Equal lengths: all stand at the start of an episode after every rollout; one reset at the beginning, one per episode
-    assert resets(make(vec(Scripted((3,)), Scripted((3,))), n_episodes=1).learn(12)) == [3, 3]
+    assert resets(make(vec(Scripted((3,)), Scripted((3,))), n_episodes=1, seed_rollouts=False).learn(12)) == [3, 3]
     # 2 and 5: at the end of the first rollout the first environment is in the middle of its third episode
-    assert resets(make(vec(Scripted((2,)), Scripted((5,))), n_episodes=1).learn(10)) == [3, 2]
-    assert resets(make(vec(Scripted((2,)), Scripted((5,))), n_episodes=1).learn(20)) == [3 + 1 + 2, 2 + 1 + 1]
+    assert resets(make(vec(Scripted((2,)), Scripted((5,))), n_episodes=1, seed_rollouts=False).learn(10)) == [3, 2]
+    model = make(vec(Scripted((2,)), Scripted((5,))), n_episodes=1, seed_rollouts=False).learn(20)
+    assert resets(model) == [3 + 1 + 2, 2 + 1 + 1]
 
 
-def test_one_environment_is_never_reset_by_force() -> None:
-    model = make(Scripted((3, 5)), n_steps=4).learn(32)
+def test_one_environment_without_seeds_is_never_reset_by_force() -> None:
+    model = make(Scripted((3, 5)), n_steps=4, seed_rollouts=False).learn(32)
     assert model.ep_info_buffer is not None and len(model.ep_info_buffer) == 8
     assert resets(model) == [9]
 

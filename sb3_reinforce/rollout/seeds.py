@@ -1,4 +1,4 @@
-"""Environments that start their episodes from the same seed, so that several attempts are made at the same instance."""
+"""The seeds of a rollout: fresh ones in each update, and the same for several attempts at one instance."""
 
 from typing import Any
 
@@ -9,16 +9,33 @@ from sb3_reinforce.actor_critic.sampler import Observation
 from sb3_reinforce.rollout.wrappers import innermost
 
 
-def seeds_of_groups(base: int, n_updates: int, groups: range, group_size: int) -> list[int]:
+def seeds_of_groups(base: int, n_rollouts: int, groups: range, group_size: int) -> list[int]:
     """
     :param base: The model's seed
-    :param n_updates: Number of updates so far
+    :param n_rollouts: Number of rollouts so far
     :param groups: The numbers of this worker's groups among those of all workers
     :param group_size: Number of environments in a group
     :return: The seed of each environment, the same within a group
     """
-    drawn = [int(np.random.SeedSequence((base, n_updates, group)).generate_state(1)[0]) % 2**31 for group in groups]
-    return [seed for seed in drawn for _ in range(group_size)]
+    drawn = np.random.SeedSequence((base, n_rollouts)).generate_state(groups.stop)[groups.start :] % 2**31
+    return [seed for seed in drawn.tolist() for _ in range(group_size)]
+
+
+def seed_of_rollout(base: int, n_rollouts: int) -> int:
+    """
+    :param base: The model's seed
+    :param n_rollouts: Number of rollouts so far
+    :return: The seed of the first of all workers' environments, from which the others count on
+    """
+    return int(np.random.SeedSequence((base, n_rollouts)).generate_state(1)[0]) % 2**30
+
+
+def takes_seeds(env: VecEnv) -> bool:
+    """
+    :param env: Environments
+    :return: Whether they can be seeded at a reset, as all can that do not deny it
+    """
+    return getattr(innermost(env), "takes_seeds", True) is not False
 
 
 def reset_with_seeds(env: VecEnv, seeds: list[int]) -> Any:

@@ -1,0 +1,107 @@
+"""Files of models: written as a whole or not at all, and checked before anything is taken from them."""
+
+import io
+import json
+import os
+import pathlib
+import shutil
+import uuid
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from stable_baselines3.common.save_util import open_path
+
+from sb3_reinforce.version import __version__
+
+FilePath = str | pathlib.Path | io.BufferedIOBase
+#: The item of a file that says which version of this package has written it
+VERSION = "sb3_reinforce_version"
+
+
+def write(path: str | pathlib.Path, content: memoryview) -> None:
+    """
+    Write a file beside its target, and then put it in its place, so that the target is the old file or the new one at any
+    moment, also if this process is killed or several write at once.
+
+    :param path: The target; without a suffix it gets ``.zip``, and a missing folder is made, as SB3 does
+    :param content: What to write
+    :raises OSError: If it cannot be written; the target is then as it was
+    """
+    target, beside = pathlib.Path(path), None
+    try:
+        target = _target(target)
+        beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        with open_path(beside, "w") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, beside)
+        beside.replace(target)
+    except OSError as error:
+        reason = f"The model was not saved, and what was at its place is unchanged: {error.strerror}"
+        raise type(error)(error.errno, reason, str(target)) from error
+    finally:
+        if beside is not None:
+            with suppress(OSError):
+                beside.unlink()
+
+
+def _target(path: pathlib.Path) -> pathlib.Path:
+    path = path if path.suffix else path.with_name(f"{path.name}.zip")
+    if path.is_dir():
+        warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2", UserWarning, stacklevel=4)
+        path = path.with_name(f"{path.name}_2")
+    return path.resolve()  # a link stays a link
+
+
+def read_items(path: FilePath) -> dict[str, Any]:
+    """
+    :param path: A file that a model was saved to
+    :return: What it holds besides parameters: plain values, and descriptions of everything that only pickle can restore
+    :raises ValueError: If it is no such file, or damaged
+    :raises OSError: If there is none that can be read
+    """
+    try:
+        file = open_path(path, "r", suffix="zip")
+    except OSError as error:
+        raise type(error)(error.errno, f"There is no file to load a model from: {error.strerror}", str(path)) from error
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
+            return dict(json.loads(archive.read("data").decode()))
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, KeyError, ValueError, OSError) as error:
+        name = f"the file {path}" if isinstance(path, str | pathlib.Path) else "one"
+        raise ValueError(
+            f"A model is loaded from a file that `save` has written, got {name} that is another one, cut or damaged: "
+            f"{str(error).strip(chr(39))}."
+        ) from error
+    finally:
+        if file is not path:
+            file.close()
+
+
+@contextmanager
+def version_named(items: dict[str, Any]) -> Iterator[None]:
+    """
+    If a file of another version cannot be loaded, say which version has written it.
+
+    :param items: The items of the file
+    :raises ValueError: With the version, for any error while the file is loaded
+    """
+    try:
+        yield
+    except Exception as error:
+        saved_with = items.get(VERSION, "0.1.0 or older")
+        if saved_with == __version__:
+            raise
+        raise ValueError(
+            f"The file was saved by version {saved_with} of sb3_reinforce and cannot be loaded by version {__version__}: "
+            f"{error}"
+        ) from error
