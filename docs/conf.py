@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
@@ -34,3 +35,12 @@ autodoc_typehints = "signature"
 # Else a first line such as "REINFORCE (Monte Carlo policy gradient)" is taken for one
 autodoc_docstring_signature = False
 autodoc_default_options = {"members": True, "show-inheritance": True}
+
+
+def without_aliases(app: object, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
+    """Leave out what Python writes itself of the fields of named tuples: they stand among the parameters."""
+    return True if str(getattr(obj, "__doc__", None)).startswith("Alias for field number") else None
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-skip-member", without_aliases)

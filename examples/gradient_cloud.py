@@ -110,12 +110,12 @@ class Cloud(BaseCallback):
         groups, _ = divide(episodes, max_groups=len(episodes))
         parts = group_gradients(model.actor_critic, batch, weights, groups, [model.policy.action_net.weight])
         # Of a softmax over two actions, the row of "right" holds the derivatives by the log-odds
-        gradients = th.stack(list(parts)).reshape(len(episodes), len(names), 2, 2)[:, :, RIGHT].numpy()
+        gradients = th.stack(list(parts)).reshape(len(episodes), len(names), 2, 2)[:, :, RIGHT].double().numpy()
         rows = [slice(group.start, group.stop) for group in groups]
         self.data = {
             "places": [buffer.observations[row].astype(int).ravel().tolist() for row in rows],
             "actions": [buffer.actions[row].astype(int).ravel().tolist() for row in rows],
-            "rewards": [np.round(buffer.rewards[row], 1).ravel().tolist() for row in rows],
+            "rewards": [np.round(buffer.rewards[row].astype(np.float64), 1).ravel().tolist() for row in rows],
             "advantages": {
                 name: [np.round(found[row], 1).tolist() for row in rows] for name, found in zip(names, advantages, strict=True)
             },

@@ -1,13 +1,13 @@
 """What is installed, where the documentation is, and what else can be called: ``python -m sb3_reinforce``."""
 
 import argparse
-import importlib
 from collections.abc import Sequence
 from importlib import metadata, util
 from pathlib import Path
 
 from stable_baselines3.common.utils import get_system_info
 
+from sb3_reinforce.version import __version__
 from sb3_reinforce.zoo.cli import VERBS
 
 NAME = "sb3-reinforce"
@@ -20,15 +20,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     :param arguments: The arguments; ``None``: those of the command line
     """
-    package = importlib.import_module(str(__package__))
     parser = argparse.ArgumentParser(prog=NAME, description="What is installed, and where the documentation is.")
-    parser.add_argument("--version", action="version", version=f"{NAME} {package.__version__}")
+    parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     parser.parse_args(arguments)
     info, _ = get_system_info(print_info=False)
     info.pop("OpenAI Gym", None)  # which nothing here uses
     info["sb3-contrib"] = version_of("sb3-contrib")
     info["RL Zoo"] = version_of("rl_zoo3")
-    print(f"{NAME} {package.__version__} in {PACKAGE}\n")
+    print(f"{NAME} {__version__} in {PACKAGE}\n")
     print("\n".join(f"- {name}: {value}" for name, value in info.items()))
     print(f"\nDocumentation: {documentation()}")
     print("The algorithm's arguments: python -c 'import sb3_reinforce; help(sb3_reinforce.REINFORCE)'")

@@ -111,11 +111,10 @@ gaps = {
 for name, gap in gaps.items():
     print(f"{name:30} {gap.mean():6.1%} above the best, the best in {np.mean(gap < 1e-9):5.1%}")
 # %%
-figure, ax = plt.subplots(figsize=(7, 3), dpi=80)
-ax.boxplot(list(gaps.values()), vert=False, showfliers=False)
-ax.set_yticks(range(1, len(gaps) + 1), list(gaps))
-ax.set_xlabel("cost above the best order, relative")
-ax.invert_yaxis()
+figure, ax = plt.subplots(figsize=(8, 3.4), dpi=80)
+ax.boxplot(list(gaps.values()), showfliers=False)
+ax.set_xticks(range(1, len(gaps) + 1), [name.replace(", ", ",\n") for name in gaps])
+ax.set_ylabel("cost above the best, relative")
 plt.tight_layout()
 plt.show()
 # %% [markdown]

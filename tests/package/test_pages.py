@@ -5,6 +5,7 @@ Shell commands install packages, or train for hours. They are compared with what
 example. Where they are run on a small budget is said in `RUN_ELSEWHERE`.
 """
 
+import inspect
 import re
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from stable_baselines3 import A2C
 
+from sb3_reinforce import REINFORCE
 from sb3_reinforce.zoo.cli import VERBS
 from tests.helpers import ROOT
 
@@ -122,6 +125,21 @@ def test_a_command_of_a_page_exists(command: str) -> None:
 def test_a_cheap_command_of_a_page_runs(command: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, *command.split()[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_the_page_of_arguments_has_all_of_them_with_their_defaults() -> None:
+    rows = re.findall(r"^\| (`.*?`) \| (.*?) \|", (ROOT / "docs" / "arguments.md").read_text(encoding="utf-8"), re.MULTILINE)
+    shown = {
+        name: default.strip("`")
+        for names, defaults in rows
+        for name, default in zip(re.findall(r"`(\w+)`", names), defaults.split(", "), strict=True)
+    }
+    ours = inspect.signature(REINFORCE).parameters
+    new = [name for name in ours if name not in inspect.signature(A2C).parameters or name in ("gamma", "gae_lambda")]
+    assert set(new) <= set(shown) <= set(ours)
+    for name, default in shown.items():
+        value = ours[name].default
+        assert default in (str(value), f'"{value}"'), name
 
 
 def test_the_front_page_can_be_read_in_four_minutes() -> None:
