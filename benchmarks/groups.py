@@ -3,11 +3,13 @@ Many attempts at one instance: a baseline within groups of eight attempts, besid
 
     python -m benchmarks.groups variance [--tasks ...] [--seeds ...]          # goes on where it was stopped
     python -m benchmarks.groups learn [--tasks ...] [--methods ...] [--seeds ...]
+    python -m benchmarks.groups resets [--tasks ...]
     python -m benchmarks.groups report [--page docs/guides/many_attempts.md]
 
 ``variance`` measures the gradient estimate at fixed weights, untrained and trained ones: the trace of its covariance over many
 updates, each of 32 fresh episodes, that leave the weights as they are. Groups have 4 instances in an update, and leave-one-out
 over all 32. Advantages are raw, and the sum is divided by the number of episodes, so that both estimate the same gradient.
+``resets`` measures the share of the CPU time of training that the resets with the groups' seeds take.
 ``learn`` trains from scratch with the same steps, and tests on 100 instances that are the same for all. Each run is a CSV of
 its own.
 """
@@ -201,6 +203,28 @@ def learn(run: Run) -> list[list[Any]]:
     return rows
 
 
+def share_of_resets(task: str, n_steps: int = 8_000) -> tuple[float, float]:
+    """
+    :param task: A name of :data:`TASKS`
+    :param n_steps: Timesteps of the training
+    :return: The share of its CPU time that the resets of all environments take, and the milliseconds of one of them
+    """
+    model = build(task, "groups", 0)
+    seconds = []
+    reset = model.env.reset
+
+    def timed() -> Any:
+        start = time.process_time()
+        observations = reset()
+        seconds.append(time.process_time() - start)
+        return observations
+
+    model.env.reset = timed
+    start = time.process_time()
+    model.learn(n_steps)
+    return sum(seconds) / (time.process_time() - start), 1e3 * float(np.median(seconds))
+
+
 def test(model: Any, task: str, deterministic: bool) -> np.ndarray:
     """
     :param model: A model
@@ -313,10 +337,11 @@ def main() -> None:
     variance.add_argument("--updates", type=positive, default=100, help="number of updates")
     learning.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="methods")
     tables.add_argument("--page", type=Path, help="page to put the tables into (docs/guides/many_attempts.md)")
-    for command in (variance, learning):
+    resets = commands.add_parser("resets", help="measure what resets cost")
+    for command in (variance, learning, resets):
         command.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="tasks")
         command.add_argument("--seeds", nargs="+", type=int, default=list(range(3)), help="seeds")
-    for command in (variance, learning, tables):
+    for command in (variance, learning, resets, tables):
         command.add_argument("--folder", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
     if args.command == "report":
@@ -325,6 +350,12 @@ def main() -> None:
         print(report(args.folder))
         if args.page is not None:
             put_between(args.page, report(args.folder), MARKS)
+        return
+    if args.command == "resets":
+        th.set_num_threads(1)
+        for task in args.tasks:
+            share, milliseconds = share_of_resets(task)
+            print(f"{task}: {share:.2%} of the CPU time, {milliseconds:.2f} ms for {N_ENVS} environments", flush=True)
         return
     signal.signal(signal.SIGTERM, stop)
     methods = ["variance"] if args.command == "variance" else args.methods

@@ -6,7 +6,7 @@ Every contender lives in a process of its own, pinned to one thread, and learns 
 turns, round by round, so that a noisy machine is noisy for all of them; the ratios are medians over the rounds of the ratios
 within a round. Peak memory is the high-water mark of the contender's process.
 
-    python -m benchmarks.throughput [--quick] [--out DIR] [--envs CartPole-v1 ...] [--rounds 5]
+    python -m benchmarks.throughput [--quick] [--out DIR] [--envs CartPole-v1 ...] [--rounds 5] [--clock cpu]
 """
 
 import argparse
@@ -83,7 +83,8 @@ def make(env_id: str | Callable[[], gym.Env], n_envs: int) -> VecEnv:
     """
     for suffix, mode in ((NATIVE, None), (ENVPOOL, "envpool")):
         if isinstance(env_id, str) and env_id.endswith(suffix):
-            return make_vector_env(env_id.removesuffix(suffix), n_envs, seed=0, vectorization_mode=mode)
+            kwargs = {"num_threads": 1} if mode else {}
+            return make_vector_env(env_id.removesuffix(suffix), n_envs, seed=0, vectorization_mode=mode, env_kwargs=kwargs)
     return make_vec_env(env_id, n_envs, seed=0)
 
 
@@ -146,19 +147,20 @@ def contenders(env_id: str, n_envs: int) -> dict[str, tuple[Callable[[], Callabl
     }
 
 
-def serve(connection: Connection, build: Callable[[], Callable[[int], int]]) -> None:
+def serve(connection: Connection, build: Callable[[], Callable[[int], int]], clock: Callable[[], float]) -> None:
     """
     The process of a contender: runs when it is told to, and reports time and memory.
 
     :param connection: To the parent
     :param build: Builds the contender
+    :param clock: Measures the time in seconds
     """
     th.set_num_threads(1)
     while (total := connection.recv()) is not None:
         run = build()  # afresh: what an environment costs depends on how well it is played
-        start = time.perf_counter()
+        start = clock()
         steps = run(total)
-        elapsed = time.perf_counter() - start
+        elapsed = clock() - start
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         report = {"steps_per_second": steps / elapsed, "peak_mib": peak_mib}
         if isinstance(model := getattr(run, "model", None), REINFORCE):
@@ -185,7 +187,10 @@ def discarded_fraction(model: REINFORCE) -> float:
 
 
 def race(
-    builders: dict[str, tuple[Callable[[], Callable[[int], int]], float]], steps: int, rounds: int
+    builders: dict[str, tuple[Callable[[], Callable[[int], int]], float]],
+    steps: int,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[dict[str, float]]]:
     """
     Let the contenders take turns.
@@ -193,13 +198,14 @@ def race(
     :param builders: The contenders, and their shares of the steps
     :param steps: Steps per turn
     :param rounds: Number of rounds, after one to warm up
+    :param clock: Measures the time in seconds
     :return: The reports of each contender, one per round
     """
     context = mp.get_context("fork")
     processes = {}
     for name, (build, _) in builders.items():
         ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, build), daemon=True)
+        process = context.Process(target=serve, args=(theirs, build, clock), daemon=True)
         process.start()
         processes[name] = (process, ours)
     reports: dict[str, list[dict[str, float]]] = {name: [] for name in builders}
@@ -249,6 +255,7 @@ def summarize(reports: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
                 ("REINFORCE (no baseline)", "A2C"),
                 ("REINFORCE (defaults)", "A2C"),
             )
+            if a in reports and b in reports
         },
         "rounds": reports,
     }
@@ -310,9 +317,11 @@ def table(results: dict[str, Any]) -> str:
     )
     rows = []
     for key, result in results["races"].items():
-        speeds = [f"{result['steps_per_second'][name]:,.0f}" for name in names]
+        speeds = [f"{result['steps_per_second'][name]:,.0f}" if name in result["steps_per_second"] else "-" for name in names]
         ratios = [f"{result['ratios'].get(pair, float('nan')):.2f}" for pair in pairs]
-        rows.append([key, *speeds, *ratios, f"{result['discarded_fraction']['REINFORCE']:.0%}"])
+        fractions = result["discarded_fraction"]
+        discarded = next((f"{fractions[name]:.0%}" for name in names if name in fractions), "-")
+        rows.append([key, *speeds, *ratios, discarded])
     return markdown(["steps/s", *names, *pairs[:3], "no baseline / env-only", "no baseline / A2C", "discarded"], rows)
 
 
@@ -330,8 +339,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(1, len(races), figsize=(3.1 * len(races), 4.2), constrained_layout=True, squeeze=False)
     for axis, (key, result) in zip(axes[0], races.items(), strict=True):
         speeds = result["steps_per_second"]
-        axis.bar(range(len(COLOURS)), [speeds[name] / 1000 for name in COLOURS], color=list(COLOURS.values()))
         for i, name in enumerate(COLOURS):
+            if name not in speeds:
+                continue
+            axis.bar(i, speeds[name] / 1000, color=COLOURS[name])
             axis.text(i, speeds[name] / 1000, f"{speeds[name] / 1000:.1f}", ha="center", va="bottom", fontsize=8)
         axis.set_title(key, fontsize=10)
         axis.set_xticks([])
@@ -349,15 +360,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: a smoke test, not a measurement")
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
     parser.add_argument("--envs", nargs="+", default=list(ENVS), help=f"environments, also {', '.join(VECTORS)}")
+    parser.add_argument("--contenders", nargs="+", choices=COLOURS, default=list(COLOURS), help="who takes part")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a machine that others also use")
+    parser.add_argument("--no-others", action="store_true", help="neither memory nor scaling")
     parser.add_argument("--out", type=Path, default=Path("output"), help="folder for throughput.json and throughput.png")
     args = parser.parse_args()
     rounds, scale = (2, 0.1) if args.quick else (args.rounds, 1.0)
     args.out.mkdir(parents=True, exist_ok=True)
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
 
     results: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": f"Python {platform.python_version()}, PyTorch {th.__version__}, NumPy {np.__version__}",
         "rounds": rounds,
+        "clock": args.clock,
         "races": {},
         "memory": {},
     }
@@ -365,13 +381,14 @@ def main() -> None:
         for n_envs in VECTORS.get(env_id, N_ENVS):
             key = f"{env_id}, {n_envs} env{'s' if n_envs > 1 else ''}"
             steps = int(STEPS.get(env_id, 10_000) * scale)
-            results["races"][key] = summarize(race(contenders(env_id, n_envs), steps, rounds))
-            if env_id not in VECTORS:
+            some = {name: built for name, built in contenders(env_id, n_envs).items() if name in args.contenders}
+            results["races"][key] = summarize(race(some, steps, rounds, clock))
+            if env_id not in VECTORS and not args.no_others:
                 length = gym.spec(env_id).max_episode_steps or 1000
                 results["memory"][key] = memory(env_id, length, n_envs, max(steps // 2, 1))
             print(table({"races": {key: results["races"][key]}}), flush=True)
             (args.out / "throughput.json").write_text(json.dumps(results, indent=1))
-    results["scaling"] = scaling(int(40_000 * scale), rounds)
+    results["scaling"] = {} if args.no_others else scaling(int(40_000 * scale), rounds)
     (args.out / "throughput.json").write_text(json.dumps(results, indent=1))
     plot(results, args.out / "throughput.png")
     print(f"\n{table(results)}\n")

@@ -85,9 +85,9 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     """
     get = arguments.__getitem__
     check_positive_int("n_critic_updates", get("n_critic_updates"), least=0)
-    for name in ("group_size", "cg_max_steps", "sub_sampling_factor"):
+    for name in ("group_size", "cg_max_steps"):
         check_positive_int(name, get(name))
-    for name in ("batch_size", "n_steps", "n_episodes", "horizon"):
+    for name in ("batch_size", "n_steps", "n_episodes", "horizon", "sub_sampling_factor"):
         if get(name) is not None:
             check_positive_int(name, get(name))
     check_number("gamma", get("gamma"), 0, 1)

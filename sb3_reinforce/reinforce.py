@@ -29,6 +29,7 @@ from sb3_reinforce.resumable import ResumableAlgorithm
 from sb3_reinforce.rollout import sb3_buffer
 from sb3_reinforce.rollout.callback_locals import RolloutCallbacks
 from sb3_reinforce.rollout.dead_steps import DeadSteps, as_vec_env
+from sb3_reinforce.rollout.episode_infos import telling_infos
 from sb3_reinforce.rollout.observations import check_statistics, check_step, judged_observations
 from sb3_reinforce.rollout.player import Player
 from sb3_reinforce.rollout.rollout_start import RolloutStart
@@ -131,7 +132,8 @@ class REINFORCE(ResumableAlgorithm):
     :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, rounding
         errors decide the directions about which the batch says nothing
     :param sub_sampling_factor: :math:`F` is averaged over one timestep out of this many in these equations, to save
-        time; the gradient and the divergence of the step are those of all timesteps
+        time; the gradient and the divergence of the step are those of all timesteps. ``None``: 1, but of a batch of 16,384
+        timesteps or more a part of at least 8,192 takes the place of all for :math:`F` and the length of the step
     :param seed_rollouts: Whether each rollout of whole episodes starts from a reset with seeds that are derived from ``seed``
         and the number of the rollout, so that a saved run can be taken up exactly. With a single environment this is one
         more reset per rollout. No effect without a ``seed``
@@ -214,7 +216,7 @@ class REINFORCE(ResumableAlgorithm):
         target_kl: float | Schedule = 0.01,
         cg_max_steps: int = 15,
         cg_damping: float = 0.1,
-        sub_sampling_factor: int = 1,
+        sub_sampling_factor: int | None = None,
         seed_rollouts: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -435,14 +437,15 @@ class REINFORCE(ResumableAlgorithm):
             new_obs, rewards, dones, infos = env.step(clipped_actions)
 
             self.num_timesteps += env.num_envs
-            callback.update_locals(locals())
+            if watched:  # else nobody reads them
+                callback.update_locals(locals())
             if not callback.on_step():
                 return self._player.share(callback, goes_on=False).goes_on
 
             recording = recorder.recording if dead is None else recorder.recording_without(dead)
             check_step(judged(new_obs), rewards, recording, timestep, self._vec_normalize_env)  # type: ignore[arg-type]
-            if np.count_nonzero(dones) or any("episode" in info for info in infos):
-                telling = [i for i in recording.tolist() if infos[i]]
+            telling = telling_infos(infos, dones, recording)
+            if telling:
                 self._update_info_buffer([infos[i] for i in telling], dones[telling])
             step = (acted_on, actions, rewards, self._last_episode_starts, evaluated[0], evaluated[1], recording)
             add(*step, sampler.extras) if sampler.extras else add(*step)

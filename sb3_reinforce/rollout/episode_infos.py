@@ -1,13 +1,35 @@
-"""The info of an episode that is cut at the horizon, of which its monitor does not know."""
+"""The infos of episodes that have ended, also of those that are cut at the horizon, of which their monitors do not know."""
 
 import time
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, unwrap_vec_wrapper
 
 from sb3_reinforce.rollout.wrappers import of_wrappers
+
+
+def telling_infos(infos: Sequence[dict[str, Any]], dones: np.ndarray, recording: np.ndarray) -> list[int]:
+    """
+    Which infos of a step may say how an episode went. This runs at every step: vector environments share one empty info among
+    all that have nothing to say, which are passed over without work in Python for each (a fifth of the time for 256).
+
+    :param infos: The infos
+    :param dones: Whether the episodes have ended, shape ``(n_envs,)``
+    :param recording: The environments that record the step
+    :return: The environments that record it and have such an info; none at a step in which no episode ends
+    """
+    if not any(infos) or not (np.count_nonzero(dones) or any("episode" in info for info in filter(None, infos))):
+        return []
+    some = compress(range(len(infos)), infos)
+    if len(recording) == len(infos):
+        return list(some)
+    is_recording = np.zeros(len(infos), dtype=bool)
+    is_recording[recording] = True
+    return [i for i in some if is_recording[i]]
 
 
 def info_of_cut_episode(env: VecEnv, env_id: int, length: int, info: dict[str, Any]) -> dict[str, Any]:

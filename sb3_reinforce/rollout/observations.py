@@ -30,8 +30,9 @@ def truncation_observation(info: dict[str, Any]) -> Observation | None:
     :param info: The info of a step that ended an episode
     :return: A copy of the episode's last observation if a time limit cut it, ``None`` if it terminated
     """
-    last_obs = info.get("terminal_observation") if info.get("TimeLimit.truncated", False) else None
-    return copy.deepcopy(last_obs)
+    if not info.get("TimeLimit.truncated", False):
+        return None
+    return copy.deepcopy(info.get("terminal_observation"))
 
 
 def row(obs: Observation, env_id: int) -> Observation:

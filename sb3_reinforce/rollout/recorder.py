@@ -89,7 +89,7 @@ class Recorder:
         """
         is_recording = self._is_recording.copy()
         is_recording[dead] = False
-        return np.flatnonzero(is_recording)
+        return is_recording.nonzero()[0]
 
     def skip(self, dead: np.ndarray) -> None:
         """
@@ -142,6 +142,7 @@ class CompleteEpisodes(Recorder):
         self.n_episodes = n_episodes
         self._n_played = [0] * n_envs
         self._horizons = np.array(horizons)
+        # No episode reaches its horizon before this step
         self._next_cut = min(horizons)
 
     def advance(self, dones: np.ndarray, infos: Sequence[dict[str, Any]], new_obs: Observation) -> None:
@@ -149,23 +150,30 @@ class CompleteEpisodes(Recorder):
         # This runs at every step, and at most steps there is nothing to do: no work for each environment that goes on
         if self.n_vector_steps < self._next_cut and not np.count_nonzero(dones):
             return
-        n_recording = np.count_nonzero(self._is_recording)
+        stopped = False
         for env_id in np.flatnonzero(dones).tolist():
             self._began[env_id] = self.n_vector_steps
             if self._is_recording[env_id]:
                 self._end_episode(env_id, truncation_observation(infos[env_id]))
                 self._n_played[env_id] += 1
-                self._is_recording[env_id] = not self._has_quota(env_id)
+                if self._has_quota(env_id):
+                    self._is_recording[env_id], stopped = False, True
         if self.n_vector_steps >= self._next_cut:
-            too_long = self._is_recording & (self.n_vector_steps - self._starts >= self._horizons)
-            for env_id in np.flatnonzero(too_long).tolist():
-                self._end_episode(env_id, row(new_obs, env_id))
-                self.cut.append(env_id)
-                self._is_recording[env_id] = False
-        if np.count_nonzero(self._is_recording) < n_recording:
-            self.recording = np.flatnonzero(self._is_recording)
-        ends = (self._starts + self._horizons)[self.recording]
-        self._next_cut = int(ends.min()) if len(ends) else 0
+            stopped = self._cut_episodes(new_obs) or stopped
+        if stopped:
+            self.recording = self._is_recording.nonzero()[0]
+
+    def _cut_episodes(self, new_obs: Observation) -> bool:
+        """Stop the environments whose episodes are at their horizon; returns whether there are any."""
+        ends = self._starts + self._horizons
+        too_long = np.flatnonzero(self._is_recording & (self.n_vector_steps >= ends)).tolist()
+        for env_id in too_long:
+            self._end_episode(env_id, row(new_obs, env_id))
+            self.cut.append(env_id)
+            self._is_recording[env_id] = False
+        # Later starts only put it off
+        self._next_cut = int(ends[self._is_recording].min(initial=np.iinfo(ends.dtype).max))
+        return bool(too_long)
 
     def _has_quota(self, env_id: int) -> bool:
         if self.n_episodes is not None:

@@ -7,7 +7,7 @@ import torch as th
 
 from sb3_reinforce.actor_critic.actor_critic import ActorCritic, Regression
 from sb3_reinforce.actor_critic.batch import Batch
-from sb3_reinforce.distributed.workers import Alone
+from sb3_reinforce.distributed.workers import ALONE, Alone
 from sb3_reinforce.update.numpy_critic import fit_in_numpy, is_plain
 from sb3_reinforce.update.policy_step import clip_by_norm
 
@@ -39,10 +39,15 @@ def fit_critic(
     regression = actor_critic.regression(batch)
     # No gradient is left on the actor's parameters, so that the optimizer skips them
     actor_critic.policy.optimizer.zero_grad(set_to_none=True)
+    plain = is_plain(regression, parameters)
+    passes = n_updates, batch_size
+    losses = _fit_to_all(regression, parameters, plain, passes, max_grad_norm, workers) if workers.size > 1 else None
     minibatches = (minibatch for _ in range(n_updates) for minibatch in actor_critic.minibatches(batch, batch_size, workers))
-    if is_plain(regression, parameters):
-        losses = fit_in_numpy(regression, minibatches, max_grad_norm, workers)
-    else:
+    if losses is None and plain:
+        assert regression.latents is not None
+        x, y = regression.latents.numpy(), batch.returns.numpy()
+        losses = fit_in_numpy(actor_critic.policy, x, y, minibatches, max_grad_norm, workers)
+    elif losses is None:
         found = []
         for rows, n_total in minibatches:
             loss, gradients = _minibatch_gradient(regression, rows, n_total, parameters)
@@ -52,6 +57,36 @@ def fit_critic(
         losses = th.stack(found).tolist()
     if not np.isfinite(losses).all():
         raise ValueError("The value loss must be finite, got nan or infinity while the critic was fitted to the returns.")
+
+
+def _fit_to_all(
+    regression: Regression,
+    parameters: Sequence[th.nn.Parameter],
+    plain: bool,
+    passes: tuple[int, int],
+    max_grad_norm: float,
+    workers: Alone,
+) -> list[float] | None:
+    """
+    Where all the workers' inputs and targets are fewer numbers than the gradients of all minibatches, send those: every
+    worker then takes the same steps by itself. With HalfCheetah on two workers an update has 11 messages instead of 30.
+    """
+    n_updates, batch_size = passes
+    n_total, _ = workers.totals(len(regression.batch), 0)
+    n_parts = -(-n_total // batch_size)
+    n_inputs = regression.actor_critic.policy.features_dim
+    n_numbers = sum(parameter.numel() for parameter in parameters)
+    if n_total * (n_inputs + 1) > 2 * n_updates * n_parts * n_numbers:
+        return None
+    own = (regression.latents.numpy(), regression.batch.returns.numpy()) if plain and regression.latents is not None else None
+    gathered = workers.gather((own, int(np.random.randint(2**31))))
+    if any(data is None for data, _ in gathered):  # a hook on one of them, say
+        return None
+    x, y = (np.concatenate(arrays) for arrays in zip(*(data for data, _ in gathered), strict=True))
+    rng = np.random.default_rng(gathered[0][1])
+    parts = (part for _ in range(n_updates) for part in np.array_split(rng.permutation(n_total), n_parts))
+    policy = regression.actor_critic.policy
+    return fit_in_numpy(policy, x, y, ((part, len(part)) for part in parts), max_grad_norm, ALONE)
 
 
 def _minibatch_gradient(

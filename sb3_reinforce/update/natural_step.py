@@ -38,6 +38,9 @@ from sb3_reinforce.update.return_units import ROUNDING
 #: drawn there any more, while a Gaussian comes back
 WORST, LEAST_WORST = 50.0, 1e-3
 MAX_TRIALS = 20
+#: Unless ``sub_sampling_factor`` says otherwise, the Fisher information is that of fewer than twice so many timesteps. For 256
+#: environments whose episodes have 400 timesteps the whole training then takes less than a third of the time
+OF_TIMESTEPS = 2**13
 #: The divergences at which the curvature is compared with what it should be, the length that is tried where it is zero, and
 #: the relative difference that is too much
 TRIED_KL, TRIED_LENGTH, MISMATCH = (1e-3, 1e-4, 1e-5), 1e-2, 0.2
@@ -61,13 +64,14 @@ class Settings(NamedTuple):
     :param target_kl: The second-order KL divergence of the step, averaged over all timesteps
     :param cg_max_steps: Largest number of steps of the conjugate gradient method
     :param cg_damping: Multiple of the identity that is added to the Fisher information when solving
-    :param sub_sampling_factor: The equations are solved with the Fisher information of one timestep out of this many
+    :param sub_sampling_factor: The equations are solved with the Fisher information of one timestep out of this many.
+        ``None``: of :data:`OF_TIMESTEPS` at least, which also determine the length of the step
     """
 
     target_kl: float
     cg_max_steps: int
     cg_damping: float
-    sub_sampling_factor: int
+    sub_sampling_factor: int | None
 
 
 class NaturalStep(OptimizerStep):
@@ -192,9 +196,11 @@ def natural_step(
     if not math.isfinite(norm):
         raise ValueError(f"The gradient of the policy must be finite, got a norm of {norm}.")
     with kept_buffers(actor_critic.policy), second_derivative_named(actor_critic.policy):
-        fisher = sampled = make_fisher(actor_critic, batch, parameters, workers)
-        if settings.sub_sampling_factor > 1:  # `fisher`, of all timesteps, still measures how far the policy moves
-            some = actor_critic.sub_sample(batch, settings.sub_sampling_factor, workers)
+        factor = settings.sub_sampling_factor
+        of = batch if factor is not None else _part_of_large(batch, actor_critic, workers)
+        fisher = sampled = make_fisher(actor_critic, of, parameters, workers)
+        if factor is not None and factor > 1:  # `fisher`, of all timesteps, still measures how far the policy moves
+            some = actor_critic.sub_sample(batch, factor, workers)
             sampled = make_fisher(actor_critic, some, fisher.parameters, workers, keep=True)
         of_parameter = dict(zip(parameters, gradient, strict=True))
         flat = [of_parameter[parameter].flatten() for parameter in fisher.parameters]
@@ -204,6 +210,11 @@ def natural_step(
         step = scaled_step(fisher, direction, settings.target_kl)
     check_gain(float(th.cat(flat).dot(step)), weights, settings.target_kl, workers)
     return norm, _descend(actor_critic, batch, fisher, step, settings.target_kl, workers)
+
+
+def _part_of_large(batch: Batch, actor_critic: ActorCritic, workers: Alone) -> Batch:
+    n_total, _ = workers.totals(len(batch), 0)
+    return batch if n_total < 2 * OF_TIMESTEPS else actor_critic.sub_sample(batch, n_total // OF_TIMESTEPS, workers)
 
 
 def _descend(
@@ -224,9 +235,9 @@ def _descend(
             divergences = divergences_from(before, actor_critic, batch)
             worst = workers.gather(float(furthest(divergences)))
             if all(each <= most for each in worst):
-                total = divergences.sum().view(1)
+                total = th.stack((divergences.sum(), divergences.new_tensor(len(batch))))
                 workers.add_up([total])
-                return float(total) / fisher.n_timesteps
+                return float(total[0] / total[1])
             # To second order the divergence grows with the square of the length
             fraction *= max(0.1, 0.9 * math.sqrt(most / max(worst))) if math.isfinite(sum(worst)) else 0.1
         raise TooFarError(

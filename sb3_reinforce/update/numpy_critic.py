@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_reinforce.actor_critic.actor_critic import Regression
@@ -57,18 +58,22 @@ def is_plain(regression: Regression, parameters: Sequence[nn.Parameter]) -> bool
 
 
 def fit_in_numpy(
-    regression: Regression, minibatches: Iterable[tuple[np.ndarray | slice, int]], max_grad_norm: float, workers: Alone
+    policy: ActorCriticPolicy,
+    x: np.ndarray,
+    y: np.ndarray,
+    minibatches: Iterable[tuple[np.ndarray | slice, int]],
+    max_grad_norm: float,
+    workers: Alone,
 ) -> list[float]:
     """
-    :param regression: A critic that :func:`is_plain`
+    :param policy: The policy, with a critic that :func:`is_plain`
+    :param x: The critic's inputs, shape ``(n_timesteps, n_features)``
+    :param y: The returns, shape ``(n_timesteps,)``
     :param minibatches: For each step the rows of this worker, and the number of rows of all workers
     :param max_grad_norm: The largest norm of a gradient
     :param workers: The workers
     :return: The loss of each minibatch
     """
-    policy = regression.actor_critic.policy
-    assert regression.latents is not None
-    x, y = regression.latents.numpy(), regression.batch.returns.numpy()
     layers = [*policy.mlp_extractor.value_net, policy.value_net]
     critic = _FlatMlp(layers[::2], [type(layer) is nn.Tanh for layer in layers[1::2]])
     adam = _FlatAdam(policy.optimizer, critic.parameters)

@@ -116,6 +116,12 @@ NATURAL = {"natural_gradient": True, "n_critic_updates": 0, "cg_max_steps": 100,
 #: Everything of which one process with all environments must make the same update
 UPDATES: dict[str, dict[str, Any]] = {
     "default": {"n_critic_updates": 3, "batch_size": 100_000},
+    # Whose gradients are fewer numbers than the data, and are sent
+    "critic of few parameters": {
+        "policy_kwargs": {"net_arch": {"pi": [8], "vf": [4]}},
+        "n_critic_updates": 1,
+        "batch_size": 100_000,
+    },
     "normalized returns": {"n_critic_updates": 3, "batch_size": 100_000, "normalize_returns": True},
     "normalized returns of a new critic": {**SGD, "normalize_returns": True, "n_critic_updates": 2, "batch_size": 100_000},
     "sgd": SGD,

@@ -169,7 +169,7 @@ def test_actions_are_drawn_with_the_probabilities_that_are_learned(way: str) -> 
         each.unwrapped.observation_space = spaces.Box(-1, 1, (1,), np.float32)  # type: ignore[attr-defined]
     env = DummyVecEnv([lambda each=each: each for each in env.envs])  # type: ignore[misc]
     network = {"features_extractor_class": type("Own", (FlattenExtractor,), {})} if way == "torch" else {}
-    model = make(env, network={**network, "net_arch": []}, n_steps=4, **PLAIN)
+    model = make(env, network={**network, "net_arch": []}, n_steps=4, seed_rollouts=False, **PLAIN)
     stir(model.policy, 1.5, seed=3)
     model.learning_rate = 0.0
     taken, expected = [], []

@@ -107,7 +107,7 @@ BAD_VALUES: list[tuple[str, list[Any], str]] = [
     ("target_kl", [0, -0.01, math.nan, math.inf, 10**400, "0.01", None, True], "number greater than 0 or a schedule"),
     ("cg_max_steps", [0, -1, 2.5, "10", None, True], "integer of at least 1"),
     ("cg_damping", [-0.1, math.nan, math.inf, "0", None, True], "number of at least 0"),
-    ("sub_sampling_factor", [0, -1, 2.5, "10", None, True], "integer of at least 1"),
+    ("sub_sampling_factor", [0, -1, 2.5, "10", True], "integer of at least 1"),
 ]
 BAD_SINGLE = [(name, value, takes) for name, values, takes in BAD_VALUES for value in values]
 

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE, RecurrentREINFORCE
 from sb3_reinforce.envs import GymnasiumVecEnv
+from sb3_reinforce.rollout.episode_infos import telling_infos
 from tests.helpers.environments import Scripted
 from tests.helpers.tiny_mdp import TinyEnv, collect_estimates, deviation, exact_gradient, make_model
 
@@ -92,6 +93,19 @@ def test_the_estimate_is_unbiased_with_dead_steps(baseline: str | None, rollout:
     found = deviation(collect_estimates(model, 400), exact_gradient(GAMMA), model.average_over)
     assert found.relative_error < 0.1
     assert found.z < 4.5
+
+
+def test_the_infos_that_are_logged_are_those_of_recorded_steps_in_which_an_episode_ends() -> None:
+    rng, n_found = np.random.default_rng(0), 0
+    kinds: list[dict[str, Any]] = [{}, {"dead_step": True}, {"episode": {"r": 1.0, "l": 2}}, {"TimeLimit.truncated": False}]
+    for _ in range(300):
+        infos = [kinds[kind] for kind in rng.choice(4, 5, p=[0.7, 0.1, 0.1, 0.1])]
+        dones, recording = rng.random(5) < 0.05, np.flatnonzero(rng.random(5) < 0.7)
+        ends = dones.any() or any("episode" in info for info in infos)
+        expected = [i for i in recording if infos[i]] if ends else []
+        assert telling_infos(infos, dones, recording) == expected
+        n_found += len(expected)
+    assert n_found > 50
 
 
 def test_a_vector_environment_is_taken_as_it_is_and_learned_in(tmp_path: Any) -> None:

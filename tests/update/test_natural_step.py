@@ -10,9 +10,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.update import natural_step
+from sb3_reinforce.actor_critic.batch import sub_sample
+from sb3_reinforce.distributed import ALONE
+from sb3_reinforce.update import kl, natural_step
 from sb3_reinforce.update.fisher import scaled_step, solve
-from tests.update.natural import ACTIONS, TINY, actor, divergence, episodes, exact_step, flat, make, moved
+from tests.update.natural import ACTIONS, TINY, actor, divergence, episodes, exact_fisher, exact_step, flat, make, moved
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,32 @@ def test_the_step_is_that_of_the_exact_inverse(name: str, kwargs: dict[str, Any]
     assert model._n_updates >= 1
     expected = exact_step(model, kwargs.get("sub_sampling_factor", 1))
     assert float((moved(model) - expected).norm() / expected.norm()) < 2e-3
+
+
+def test_the_equations_of_a_large_batch_are_solved_with_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(natural_step, "WORST", math.inf)
+    monkeypatch.setattr(natural_step, "OF_TIMESTEPS", 8)
+    model = make(episodes(ACTIONS["discrete"], n_envs=2), learn=80, cg_max_steps=200, policy_kwargs=TINY)
+    n_timesteps = len(model.trained_on.actions)
+    part, whole, step = exact_step(model, n_timesteps // 8), exact_step(model, 1), moved(model)
+    assert n_timesteps >= 32
+    assert float(th.cosine_similarity(step, part, dim=0)) > 1 - 1e-5 > float(th.cosine_similarity(whole, part, dim=0))
+    rows = sub_sample(n_timesteps, n_timesteps // 8, ALONE)
+    fisher = exact_fisher(model.before, model.trained_on.observations[rows])
+    assert float(0.5 * step.double() @ fisher @ step.double()) == pytest.approx(0.01, rel=1e-2)
+
+
+def test_how_far_a_large_batch_has_moved_the_policy_is_measured_on_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kl, "MEASURED_ON", 8)
+    model = make(episodes(ACTIONS["discrete"], n_envs=2), learn=80)
+    rows = sub_sample(len(model.trained_on.actions), len(model.trained_on.actions) // 8, ALONE)
+    observations, actions = model.trained_on.observations[rows], model.trained_on.actions[rows].flatten()
+    with th.no_grad():
+        old = model.before.float().evaluate_actions(observations, actions)[1]
+        log_ratio = model.policy.evaluate_actions(observations, actions)[1] - old
+    assert 8 <= len(rows) < len(model.trained_on.actions)
+    measured = float((log_ratio.exp() - 1 - log_ratio).mean())
+    assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(measured, rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ACTIONS)
