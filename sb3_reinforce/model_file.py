@@ -90,7 +90,7 @@ def read_items(path: FilePath) -> dict[str, Any]:
 @contextmanager
 def version_named(items: dict[str, Any]) -> Iterator[None]:
     """
-    If a file of another version cannot be loaded, say which version has written it.
+    If a file of another version cannot be loaded, also say which version has written it.
 
     :param items: The items of the file
     :raises ValueError: With the version, for any error while the file is loaded
@@ -102,6 +102,5 @@ def version_named(items: dict[str, Any]) -> Iterator[None]:
         if saved_with == __version__:
             raise
         raise ValueError(
-            f"The file was saved by version {saved_with} of sb3_reinforce and cannot be loaded by version {__version__}: "
-            f"{error}"
+            f"{error} (The file was saved by version {saved_with} of sb3_reinforce, this is version {__version__}.)"
         ) from error

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch as th
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
@@ -30,7 +31,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     def load(
         cls: type[SelfResumable],
         path: FilePath,
-        env: GymEnv | None = None,
+        env: GymEnv | str | None = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
@@ -49,7 +50,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         arguments are REINFORCE's defaults, unless ``kwargs`` say otherwise.
 
         :param path: Path to the file (or a file-like) where to load the agent from
-        :param env: The new environment to run the loaded model on (can be None if you only need prediction)
+        :param env: The new environment to run the loaded model on, or its name (can be None if you only need prediction)
         :param device: Device on which the code should run
         :param custom_objects: Dictionary of objects to replace upon loading
         :param print_system_info: Whether to print the system info of the saved model and the current one
@@ -62,6 +63,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         """
         known = {"policy_step_class", *arguments.constructor_arguments(cls), *inspect.signature(super().load).parameters}
         arguments.check_names(kwargs, known, f"{cls.__name__}.load")
+        env = None if env is None else maybe_make_env(env, 0)  # as the constructor does
         items = model_file.read_items(path)
         path, former = files.own_or_converted(cls.__name__, path, items, device, custom_objects)
         with model_file.version_named(items):

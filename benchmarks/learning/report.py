@@ -134,8 +134,8 @@ def comparison(runs: pd.DataFrame, random: dict[str, float], env_ids: list[str])
     :param runs: The runs
     :param random: The mean returns of random actions
     :param env_ids: Environments
-    :return: A table of environments and other algorithms: the difference of the final evaluations, in percent of what the
-        other has learned
+    :return: A table of environments and other algorithms: the difference of the final evaluations, relative to what the other
+        has learned
     """
     groups = {key: group["eval_mean"].dropna() for key, group in runs.groupby(["env", "algo"])}
     empty = pd.Series(dtype=float)
