@@ -1,5 +1,6 @@
 """Files of models: written as a whole or not at all, and checked before anything is taken from them."""
 
+import errno
 import io
 import json
 import os
@@ -30,11 +31,14 @@ def write(path: str | pathlib.Path, content: memoryview) -> None:
     :param path: The target; without a suffix it gets ``.zip``, and a missing folder is made, as SB3 does
     :param content: What to write
     :raises OSError: If it cannot be written; the target is then as it was
+    :raises ValueError: If the path has no name
     """
     target, beside = pathlib.Path(path), None
     try:
         target = _target(target)
-        beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is read-only")
+        beside = target.with_name(f".{uuid.uuid4().hex}.tmp")  # no longer than the name itself may be
         with open_path(beside, "w") as file:
             file.write(content)
             file.flush()
@@ -52,6 +56,8 @@ def write(path: str | pathlib.Path, content: memoryview) -> None:
 
 
 def _target(path: pathlib.Path) -> pathlib.Path:
+    if not path.name:
+        raise ValueError(f"A model is saved to a path that ends in a name, got {str(path)!r}.")
     path = path if path.suffix else path.with_name(f"{path.name}.zip")
     if path.is_dir():
         warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2", UserWarning, stacklevel=4)
@@ -69,7 +75,7 @@ def read_items(path: FilePath) -> dict[str, Any]:
     try:
         file = open_path(path, "r", suffix="zip")
     except OSError as error:
-        raise type(error)(error.errno, f"There is no file to load a model from: {error.strerror}", str(path)) from error
+        raise type(error)(error.errno, f"No model can be loaded: {error.strerror}", str(path)) from error
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()

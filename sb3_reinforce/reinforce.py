@@ -518,12 +518,12 @@ class REINFORCE(ResumableAlgorithm):
             check_weights(self.policy)
             logs["approx_kl"] = approximate_kl(actor_critic, batch, gradients.log_probs, workers)
             workers.share_buffers(self.policy)
+        self._n_updates += 1
         if units is not None:
             self._return_units = units
             gradients = gradients._replace(value_loss=gradients.value_loss * units.scale**2)
-        self._n_updates += 1
-        self._record_update(gradients, logs, self.uses_critic and units is None)
         self._player.between_rollouts()
+        self._record_update(gradients, logs, self.uses_critic and units is None)
 
     def batch(self) -> Batch:
         """
@@ -612,13 +612,13 @@ class REINFORCE(ResumableAlgorithm):
         self._check_environment()
         sb3_buffer.check_buffer(self.rollout_buffer, vars(self), self.actor_critic)
         self.policy_step.check()
-        taken_up = self._player.begin_learning(reset_num_timesteps)
+        agreed = self._player.begin_learning(reset_num_timesteps)
         self.workers.start(self, total_timesteps)
         self._player.limits.share(self.workers)
         self.policy_step.begin()
         if self._n_updates == 0:
             self._advisor.before_first_update()
-        self._player.before_reset(reset_num_timesteps or self._last_obs is None, taken_up)
+        self._player.before_reset(reset_num_timesteps or self._last_obs is None, agreed)
         if not self._custom_logger and hasattr(self, "_logger"):
             self._logger.close()  # SB3 leaves the files of the former call open
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)

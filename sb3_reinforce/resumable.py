@@ -68,7 +68,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         path, former = files.own_or_converted(cls.__name__, path, items, device, custom_objects)
         with model_file.version_named(items):
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **{**former, **kwargs})
-        if "seed" in kwargs:
+        if kwargs.get("seed", items.get("seed")) != items.get("seed"):  # another one: not that run
             model._player.taken_up = None
         return model
 

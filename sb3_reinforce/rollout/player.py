@@ -16,10 +16,10 @@ from sb3_reinforce.distributed import Report
 from sb3_reinforce.rollout.advantages import AdvantageEstimator
 from sb3_reinforce.rollout.dead_steps import DeadSteps
 from sb3_reinforce.rollout.episode_infos import info_of_cut_episode
-from sb3_reinforce.rollout.seeds import check_alike, reset_with_seeds, seed_of_rollout, seeds_of_groups, takes_seeds
+from sb3_reinforce.rollout.seeds import check_alike, seed_of_rollout, seeds_of_groups, set_seeds, takes_seeds
 from sb3_reinforce.rollout.limits import EpisodeLimits
 from sb3_reinforce.rollout.recorder import CompleteEpisodes, FixedLength, Recorder
-from sb3_reinforce.rollout.rollout_start import RolloutStart, Statistics, copies_of_statistics
+from sb3_reinforce.rollout.rollout_start import Agreement, RolloutStart, Statistics, Wish, copies_of_statistics
 
 
 class Player:
@@ -43,12 +43,16 @@ class Player:
         self._start: RolloutStart | None = None
         #: What the first rollout of a run that is taken up from a file begins with
         self.taken_up: RolloutStart | None = None
+        # The environments whose statistics that start has
+        self._start_env: VecEnv | None = None
         # The environments that `learn` has reset with the seeds of the first rollout, and `VecNormalize`'s statistics before
         self._freshly_seeded: VecEnv | None = None
         self._statistics_before: list[Statistics] | None = None
         # What the seeds of the next rollout are derived from: the model's seed, and the number of rollouts since it was set
         self._seed: int | None = None
         self._n_rollouts = 0
+        # What all workers have agreed on for this call of `learn`
+        self._agreed = Agreement()
         self._discounts = (model.gamma, model.gae_lambda)
 
     def seed(self, seed: int) -> None:
@@ -64,45 +68,67 @@ class Player:
     @property
     def start(self) -> RolloutStart:
         """What the present rollout began with, or, between two rollouts, what the next one begins with."""
-        if self._start is not None:
-            return self._start
-        # One of several workers may ask alone, and does not know the others' generators
-        return self._next_start(known=self.model.workers.size == 1)
+        if self._start is None:
+            # A run that was not begun yet is taken up where it was. One of several workers may ask alone
+            return self._next_start(False) if self.taken_up is None else self.taken_up._replace(counted={})
+        if not self._start.counted and self._start_env is not self.model.env:
+            return self._start._replace(statistics=copies_of_statistics(self.model.env))
+        return self._start
 
-    def _next_start(self, known: bool = True) -> RolloutStart:
+    def _next_start(self, all_ask: bool = True) -> RolloutStart:
+        model = self.model
+        alone = model.workers.size == 1
+        with_generators = model.seed is not None if alone else all_ask and self._agreed.generators_known
         of_player = self._rng, (self._seed, self._n_rollouts), self.limits.cuts_expected
-        start = RolloutStart.of(self.model, *of_player, known and self.model.seed is not None)
+        start = RolloutStart.of(model, *of_player, with_generators)
         return start if self._statistics_before is None else start._replace(statistics=self._statistics_before)
 
-    def begin_learning(self, is_new_run: bool) -> RolloutStart | None:
+    def begin_learning(self, is_new_run: bool) -> Agreement:
         """
-        :param is_new_run: Whether the run begins anew, also if the model comes from a file
-        :return: What the first rollout begins with if a run is taken up
+        Agree with the other workers on how the run begins.
+
+        :param is_new_run: Whether it begins anew, also if the model comes from a file
+        :return: What all have agreed on
         :raises ValueError: If the environments' episodes cannot be interrupted, which complete episodes need
         """
-        model, start = self.model, None if is_new_run else self.taken_up
+        model = self.model
         self._start = self._freshly_seeded = self._statistics_before = None
-        if start is not None:
-            start.restore_statistics(model.env)  # now, as the workers share them
         self.limits.begin(model.env, model.horizon, model.complete_episodes, model._warned_of_horizon)
-        return start
+        if self._seed is None and model.group_size > 1:
+            self._seed = int(th.randint(2**31, (1,)))
+        own = Wish(
+            model.env.num_envs,
+            model.group_size > 1 or self._wants_seeds(),
+            model.seed is not None,
+            self._seed,
+            self._n_rollouts,
+            None if is_new_run else self.taken_up,
+        )
+        agreed = Agreement.of(model.workers.gather(own), model.workers.rank)
+        if agreed.taken_up is not None:
+            agreed.taken_up.restore_statistics(model.env)  # now, as the workers share them
+        return agreed
 
-    def before_reset(self, resets: bool, taken_up: RolloutStart | None) -> None:
+    def before_reset(self, resets: bool, agreed: Agreement) -> None:
         """
         Called before `learn` resets the environments: this reset may be that of the first rollout.
 
         :param resets: Whether it does
-        :param taken_up: The result of :meth:`begin_learning`
+        :param agreed: The result of :meth:`begin_learning`
         """
-        self.taken_up, env = taken_up, self.model.env  # seeding the workers has removed it
-        if resets and taken_up is None and self._seeds_rollouts(env) and self.model.group_size == 1:
+        # Only now, as seeding the workers has replaced them
+        self._agreed, self.taken_up = agreed, agreed.taken_up
+        self._seed, self._n_rollouts = agreed.seed, agreed.n_rollouts
+        env = self.model.env
+        if resets and agreed.taken_up is None and agreed.resets_seeded:
             self._statistics_before = copies_of_statistics(env)
             self._set_seeds(env)
             self._freshly_seeded = env
 
     def between_rollouts(self) -> None:
         """Called after an update, with which the last rollout is past."""
-        self._start = self._next_start()
+        self._start = None  # also if another worker is lost meanwhile
+        self._start, self._start_env = self._next_start(), self.model.env
 
     def begin(self, buffer: RolloutBuffer) -> None:
         """
@@ -126,7 +152,7 @@ class Player:
     def _take_up(self, start: RolloutStart) -> None:
         model = self.model
         start.restore_statistics(model.env)  # the reset at the beginning of `learn` was one more
-        start.restore_generators(model.device, self._rng, model.workers.rank, model.workers.size)
+        start.restore_generators(model, self._rng)
         self._seed, self._n_rollouts = start.seeds
         self.limits.note(start.cuts_expected)
 
@@ -145,46 +171,35 @@ class Player:
             reached = self._reached_timesteps if same else [0] * env.num_envs
             first = [0 if starts else t for starts, t in zip(model._last_episode_starts, reached, strict=True)]
             return FixedLength(env.num_envs, n_steps, first)
-        if model.group_size > 1:
-            model._last_obs = self._reset_groups(env)
-        elif self._seeds_rollouts(env):
+        if self._agreed.resets_seeded:
             if self._freshly_seeded is not env:
                 self._set_seeds(env)
                 model._last_obs = env.reset()
             self._freshly_seeded = self._statistics_before = None
             self._n_rollouts += 1
+            if model.group_size > 1:
+                check_alike(model._last_obs, model.group_size)
         elif not model._last_episode_starts.all() or DeadSteps(env).coming() is not None:
             model._last_obs = env.reset()
         model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         cuts_expected = self.limits.read(env, model.horizon)
         return CompleteEpisodes(env.num_envs, n_steps, model.n_episodes, self.limits.horizons, cuts_expected)
 
-    def _seeds_rollouts(self, env: VecEnv) -> bool:
+    def _wants_seeds(self) -> bool:
         model = self.model
         wanted = model.seed_rollouts and model.seed is not None and model.complete_episodes
-        return wanted and self.limits.resets_allowed and takes_seeds(env)
+        return wanted and self.limits.resets_allowed and takes_seeds(model.env)
 
     def _set_seeds(self, env: VecEnv) -> None:
-        """Set the seeds of the next reset, fresh ones in each rollout."""
-        numbers, base = self._numbers_and_seed(env.num_envs)
-        env.seed(seed_of_rollout(base, self._n_rollouts) + numbers.start)
-
-    def _numbers_and_seed(self, n: int) -> tuple[range, int]:
-        """The numbers of this worker's ``n`` environments or groups among those of all workers, and the seed of rank 0."""
-        gathered = self.model.workers.gather((n, self._seed))
-        first = sum(n_before for n_before, _ in gathered[: self.model.workers.rank])
-        return range(first, first + n), gathered[0][1]
-
-    def _reset_groups(self, env: VecEnv) -> Any:
-        """Start the episodes of each group from the same seed, a fresh one in each rollout."""
-        if self._seed is None:
-            self._seed = int(th.randint(2**31, (1,)))
-        group_size = self.model.group_size
-        numbers, base = self._numbers_and_seed(env.num_envs // group_size)
-        observations = reset_with_seeds(env, seeds_of_groups(base, self._n_rollouts, numbers, group_size))
-        self._n_rollouts += 1
-        check_alike(observations, group_size)
-        return observations
+        """Set the seeds of the next reset, fresh ones in each rollout, and the same within each group."""
+        base, group_size = self._agreed.seed, self.model.group_size
+        assert base is not None
+        if group_size == 1:
+            env.seed(seed_of_rollout(base, self._n_rollouts) + self._agreed.first_env)
+            return
+        first = self._agreed.first_env // group_size
+        groups = range(first, first + env.num_envs // group_size)
+        set_seeds(env, seeds_of_groups(base, self._n_rollouts, groups, group_size))
 
     def start_sampler(self, env: VecEnv) -> PolicySampler:
         """

@@ -4,7 +4,7 @@ import copy
 import platform
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,9 +17,27 @@ from sb3_reinforce.model_file import VERSION
 from sb3_reinforce.version import __version__
 
 #: Attributes of a model that change while it plays
-_COUNTED = ("num_timesteps", "_episode_num", "ep_info_buffer", "ep_success_buffer", "_current_progress_remaining")
+_COUNTED = (
+    "num_timesteps",
+    "_episode_num",
+    "ep_info_buffer",
+    "ep_success_buffer",
+    "_current_progress_remaining",
+    "_warned_of_horizon",
+)
 #: The attribute with which a file holds the start
 SAVED_AS = "_rollout_start"
+#: What the numbers of a run may depend on
+MADE_WITH: dict[str, Callable[[Any], str]] = {
+    "sb3_reinforce": lambda model: __version__,
+    "torch": lambda model: str(th.__version__),
+    "numpy": lambda model: np.__version__,
+    "a processor of kind": lambda model: platform.machine(),
+    "device": lambda model: model.device.type,
+    "threads": lambda model: str(th.get_num_threads()),
+    "environments": lambda model: str(model.n_envs),
+    "statistics of VecNormalize": lambda model: str(len(normalizers(model.env))),
+}
 #: Count, mean and variance
 Statistics = tuple[float, np.ndarray, np.ndarray]
 
@@ -33,7 +51,7 @@ class RolloutStart(NamedTuple):
     :param statistics: The count, mean and variance of each of ``VecNormalize``'s statistics
     :param seeds: What the seeds of its resets are derived from
     :param cuts_expected: Whether episodes are expected to be cut at the horizon
-    :param made_with: What its numbers may depend on: versions and the kind of processor
+    :param made_with: What its numbers may depend on, such as versions; only in a file
     """
 
     counted: dict[str, Any]
@@ -61,7 +79,7 @@ class RolloutStart(NamedTuple):
         :return: What its next rollout begins with
         """
         generators = model.workers.gather(states_of_generators(model.device, rng)) if with_generators else []
-        return cls({}, generators, copies_of_statistics(model.env), seeds, cuts_expected, made_with())
+        return cls({}, generators, copies_of_statistics(model.env), seeds, cuts_expected, {})
 
     def with_counts(self, model: Any) -> "RolloutStart":
         """
@@ -79,10 +97,13 @@ class RolloutStart(NamedTuple):
         """
         now = {name: getattr(model, name) for name in self.counted}
         try:
-            vars(model).update({**self.counted, SAVED_AS: self._asdict(), VERSION: __version__})
+            start = self if self.made_with else self._replace(made_with=made_with(model))
+            # SB3 also writes each value of a dictionary as text, but not of a tuple
+            vars(model).update({**self.counted, SAVED_AS: tuple(start._asdict().items()), VERSION: __version__})
             yield
         finally:
-            self.of_attributes(vars(model))
+            for name in (SAVED_AS, VERSION):
+                vars(model).pop(name, None)
             vars(model).update(now)
 
     @classmethod
@@ -91,10 +112,12 @@ class RolloutStart(NamedTuple):
         :param attributes: The attributes of a model, perhaps from a file, whose start is removed from them
         :return: The start; ``None`` if there is none that this version knows
         """
-        saved, _ = attributes.pop(SAVED_AS, None), attributes.pop(VERSION, None)
-        if not isinstance(saved, dict) or not set(cls._fields) <= set(saved):
+        saved = dict(attributes.pop(SAVED_AS, None) or ())
+        attributes.pop(VERSION, None)
+        if not set(cls._fields) <= set(saved):
             return None
-        return cls(**{name: saved[name] for name in cls._fields})
+        start = cls(**{name: saved[name] for name in cls._fields})
+        return start._replace(made_with={name: start.made_with[name] for name in MADE_WITH if name in start.made_with})
 
     def restore_statistics(self, env: VecEnv | None) -> None:
         """
@@ -106,16 +129,19 @@ class RolloutStart(NamedTuple):
             for each, (count, mean, var) in zip(found, self.statistics, strict=True):
                 each.count, each.mean, each.var = count, np.copy(mean), np.copy(var)
 
-    def restore_generators(self, device: th.device, rng: np.random.Generator | None, rank: int, size: int) -> None:
+    def restore_generators(self, model: Any, rng: np.random.Generator | None) -> None:
         """
-        :param device: Device of the model
-        :param rng: The generator of the model's actions
-        :param rank: The index of this worker
-        :param size: The number of workers
+        :param model: The model
+        :param rng: The generator of its actions
         """
         if not self.generators:
             return
-        differing = [f"{name} {old} instead of {new}" for name, old, new in self._differences(size)]
+        now, workers = made_with(model), model.workers
+        differing = [
+            f"{name} {old} instead of {now[name]}" for name, old in self.made_with.items() if now.get(name, old) != old
+        ]
+        if len(self.generators) != workers.size:
+            differing.append(f"{len(self.generators)} workers instead of {workers.size}")
         if differing:
             warnings.warn(
                 "The run is taken up, but need not end with the weights of one that was never interrupted, as the file was "
@@ -123,26 +149,72 @@ class RolloutStart(NamedTuple):
                 UserWarning,
                 stacklevel=7,
             )
-        if len(self.generators) == size:
-            restore_generators(self.generators[rank], device, rng)
-
-    def _differences(self, size: int) -> list[tuple[str, Any, Any]]:
-        now = made_with()
-        pairs = [("workers", len(self.generators), size)]
-        pairs += [(name, self.made_with.get(name), now[name]) for name in now]  # type: ignore[misc]
-        return [pair for pair in pairs if pair[1] != pair[2]]
+        if len(self.generators) == workers.size:
+            restore_generators(self.generators[workers.rank], model.device, rng)
 
 
-def made_with() -> dict[str, str]:
+class Wish(NamedTuple):
     """
-    :return: The versions and the kind of processor that a run's numbers may depend on
+    How a worker would begin a call of ``learn``.
+
+    :param n_envs: Number of its environments
+    :param resets_seeded: Whether each rollout should start from a reset with seeds
+    :param has_seed: Whether its model has a seed
+    :param seed: What the seeds of the resets are derived from
+    :param n_rollouts: The number of rollouts since this seed was set
+    :param taken_up: What the first rollout begins with, if a run is taken up
     """
-    return {
-        "sb3_reinforce": __version__,
-        "torch": str(th.__version__),
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-    }
+
+    n_envs: int
+    resets_seeded: bool
+    has_seed: bool
+    seed: int | None
+    n_rollouts: int
+    taken_up: RolloutStart | None
+
+
+class Agreement(NamedTuple):
+    """
+    What all workers have agreed on: what rank 0 wishes, as far as all can.
+
+    :param first_env: The number of this worker's first environment among those of all
+    :param resets_seeded: Whether each rollout starts from a reset with seeds
+    :param generators_known: Whether the states of the generators of all workers are kept
+    :param seed: What the seeds of the resets are derived from
+    :param n_rollouts: The number of rollouts since this seed was set
+    :param taken_up: What the first rollout begins with, if a run is taken up
+    """
+
+    first_env: int = 0
+    resets_seeded: bool = False
+    generators_known: bool = False
+    seed: int | None = None
+    n_rollouts: int = 0
+    taken_up: RolloutStart | None = None
+
+    @classmethod
+    def of(cls, wishes: list[Wish], rank: int) -> "Agreement":
+        """
+        :param wishes: The wishes of all workers
+        :param rank: The index of this worker
+        :return: What they agree on
+        """
+        return cls(
+            sum(wish.n_envs for wish in wishes[:rank]),
+            all(wish.resets_seeded for wish in wishes),
+            all(wish.has_seed for wish in wishes),
+            wishes[0].seed,
+            wishes[0].n_rollouts,
+            wishes[0].taken_up,
+        )
+
+
+def made_with(model: Any) -> dict[str, str]:
+    """
+    :param model: A model
+    :return: What the numbers of its run may depend on, by name
+    """
+    return {name: of(model) for name, of in MADE_WITH.items()}
 
 
 def copies_of_statistics(env: VecEnv | None) -> list[Statistics]:

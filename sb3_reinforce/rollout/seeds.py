@@ -1,7 +1,5 @@
 """The seeds of a rollout: fresh ones in each update, and the same for several attempts at one instance."""
 
-from typing import Any
-
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -27,7 +25,7 @@ def seed_of_rollout(base: int, n_rollouts: int) -> int:
     :param n_rollouts: Number of rollouts so far
     :return: The seed of the first of all workers' environments, from which the others count on
     """
-    return int(np.random.SeedSequence((base, n_rollouts)).generate_state(1)[0]) % 2**30
+    return int(np.random.SeedSequence((base, n_rollouts)).generate_state(1)[0]) % (2**31 - 2**20)
 
 
 def takes_seeds(env: VecEnv) -> bool:
@@ -38,16 +36,14 @@ def takes_seeds(env: VecEnv) -> bool:
     return getattr(innermost(env), "takes_seeds", True) is not False
 
 
-def reset_with_seeds(env: VecEnv, seeds: list[int]) -> Any:
+def set_seeds(env: VecEnv, seeds: list[int]) -> None:
     """
     :param env: Environments
-    :param seeds: The seed of each
-    :return: Their first observations
+    :param seeds: The seed of each for the next reset
     """
     inner = innermost(env)
     inner.seed(seeds[0])  # makes whatever such an environment keeps its seeds in
     inner._seeds = list(seeds)
-    return env.reset()
 
 
 def check_alike(observations: Observation, group_size: int) -> None:

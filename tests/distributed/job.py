@@ -279,6 +279,30 @@ def taken_up(rank: int, size: int) -> dict[str, Any]:
     return {"whole": state(whole), "middle": ended(folder / "middle"), "half": ended(folder / "half")}
 
 
+def mixed(rank: int, size: int) -> dict[str, Any]:
+    """Workers of which one has loaded a model or has a seed, and groups whose run is taken up in the first rollout."""
+    folder, total = Path(sys.argv[2]), 600
+    result = {}
+
+    def cartpoles() -> VecEnv:
+        return VecNormalize(make_vec_env("CartPole-v1", n_envs=2))
+
+    def new(**arguments: Any) -> REINFORCE:
+        return REINFORCE("MlpPolicy", cartpoles(), **{"seed": 7, "n_steps": 20, "device": "cpu", **arguments})
+
+    result["whole"] = weights(new().learn(total, callback=SavesAt(50, folder / "middle")))
+    model = REINFORCE.load(folder / "middle", env=cartpoles(), device="cpu") if rank == 0 else new()
+    n_left = total - model.workers.joined(model.device).gather(model.num_timesteps)[0]
+    result["rank 0 loads"] = weights(model.learn(n_left, reset_num_timesteps=False))
+    for seeded in range(size):
+        result[f"seed on rank {seeded} alone"] = weights(new(seed=7 if rank == seeded else None).learn(100))
+    groups = {"n_episodes": 1, "group_size": 2, "n_steps": None}
+    result["groups"] = weights(new(**groups).learn(total, callback=SavesAt(3, folder / "groups")))
+    model = REINFORCE.load(folder / "groups", env=cartpoles(), device="cpu")
+    result["groups, taken up"] = weights(model.learn(total - model.num_timesteps, reset_num_timesteps=False))
+    return result
+
+
 def edges(rank: int, size: int) -> dict[str, Any]:
     """Small things, one after the other, to start one job for all of them."""
     result: dict[str, Any] = {}
@@ -572,6 +596,7 @@ SCENARIOS = {
         edges,
         early,
         taken_up,
+        mixed,
     )
 }
 

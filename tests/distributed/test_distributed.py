@@ -140,8 +140,16 @@ def test_a_run_of_two_workers_is_taken_up_exactly(tmp_path):
     env = VecNormalize(job.make_vec_env("CartPole-v1"))
     model = REINFORCE.load(tmp_path / "middle", env=env, device="cpu")
     assert 0 < model.num_timesteps < outcome["whole"]["num_timesteps"]
-    with pytest.warns(UserWarning, match="need not end with the weights .* saved with workers 2 instead of 1"):
+    with pytest.warns(UserWarning, match="need not end with the weights .* 2 workers instead of 1"):
         model.learn(1, reset_num_timesteps=False)
+
+
+def test_workers_that_differ_in_what_they_load_and_seed_begin_together(tmp_path):
+    first, second = results(2, "mixed", tmp_path)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    np.testing.assert_array_equal(first["rank 0 loads"], first["whole"])
+    np.testing.assert_array_equal(first["groups, taken up"], first["groups"])
 
 
 def test_a_stop_on_one_rank_stops_all_at_the_same_update(tmp_path):

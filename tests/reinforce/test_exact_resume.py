@@ -222,6 +222,69 @@ def test_the_log_goes_on_with_the_episodes_of_before() -> None:
     assert [info["l"] for info in again.ep_info_buffer] == [info["l"] for info in model.ep_info_buffer]
 
 
+def test_a_loaded_model_that_is_saved_before_it_learns_keeps_its_place(tmp_path: Path) -> None:
+    model, saves = REINFORCE("MlpPolicy", seeded(2)(), seed=7, n_steps=40), SaveAt(70)
+    model.learn(N_STEPS, callback=saves)
+    again = loaded(saves.files[0], seeded(2))
+    again.save(tmp_path / "first")
+    again.learn(0, reset_num_timesteps=False).save(tmp_path / "second")
+
+    class SaveAtTheStart(SaveAt):
+        def _on_training_start(self) -> None:
+            self.start = 0
+            self._save()
+
+    at_start = SaveAtTheStart()
+    again.learn(1, reset_num_timesteps=False, callback=at_start)
+    for file in (tmp_path / "first", tmp_path / "second", at_start.files[0]):
+        assert_equal(taken_up(file, seeded(2)), model)
+
+
+class Interrupted(REINFORCE):
+    """Ctrl-C after the step of the third update, while it is logged."""
+
+    def _record_update(self, *args: Any) -> None:
+        super()._record_update(*args)
+        if self._n_updates == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_was_interrupted_while_it_logged_is_taken_up_after_the_update(tmp_path: Path) -> None:
+    whole = REINFORCE("MlpPolicy", seeded(2)(), seed=7, n_steps=40).learn(N_STEPS)
+    model = Interrupted("MlpPolicy", seeded(2)(), seed=7, n_steps=40)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(N_STEPS)
+    model.save(tmp_path / "model")
+    assert_equal(taken_up(tmp_path / "model", seeded(2)), whole)
+
+
+def test_a_cut_that_nobody_expected_is_met_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as no episode was cut, the baseline of an episode may use later ones of the same environment."""
+    monkeypatch.setattr("sb3_reinforce.rollout.limits.DEFAULT_HORIZON", 7)
+
+    class SaveAtRolloutEnds(SaveAt):
+        def _on_rollout_end(self) -> None:
+            self._save()
+
+    saves = SaveAtRolloutEnds()
+    model = REINFORCE("MlpPolicy", seeded(2)(), seed=7, n_episodes=4, baseline="leave_one_out")
+    with pytest.warns(UserWarning, match="An episode was cut"):
+        model.learn(N_STEPS // 2, callback=saves)
+        for file in saves.files[:2]:
+            assert_equal(taken_up(file, seeded(2), total=N_STEPS // 2), model)
+
+
+def test_other_environments_are_saved_with_their_own_statistics(tmp_path: Path) -> None:
+    model = REINFORCE("MlpPolicy", normalized(2)(), seed=7, n_steps=40).learn(200)
+    other = normalized(2)()
+    assert isinstance(other, VecNormalize)
+    other.obs_rms.mean = np.full(3, 5.0)
+    model.set_env(other)
+    model.save(tmp_path / "model")
+    model.learn(100, reset_num_timesteps=False)
+    assert_equal(loaded(tmp_path / "model", normalized(2)).learn(100, reset_num_timesteps=False), model)
+
+
 # Seeds
 
 
@@ -291,12 +354,12 @@ def test_a_new_run_and_another_seed_begin_anew() -> None:
     model = loaded(file, normalized(2))
     model.learn(200)
     assert model.get_vec_normalize_env().obs_rms.count < 300  # type: ignore[union-attr]
-    ends = [state(loaded(file, normalized(2), seed=seed).learn(200, reset_num_timesteps=False))[2] for seed in (7, 8)]
-    assert (ends[0] != ends[1]).any()
+    ends = [loaded(file, normalized(2), seed=seed).learn(200, reset_num_timesteps=False) for seed in (7, 8)]
+    assert_equal(ends[0], loaded(file, normalized(2)).learn(200, reset_num_timesteps=False))
+    assert (state(ends[0])[2] != state(ends[1])[2]).any()
     by_hand = loaded(file, normalized(2))
     by_hand.set_random_seed(8)
-    np.testing.assert_array_equal(state(by_hand.learn(200, reset_num_timesteps=False))[2].shape, ends[1].shape)
-    assert by_hand._player.taken_up is None
+    assert_equal(by_hand.learn(200, reset_num_timesteps=False), ends[1])
 
 
 def test_statistics_that_are_switched_off_are_left_alone() -> None:
@@ -318,6 +381,9 @@ def test_it_is_said_if_the_run_cannot_go_on_exactly(monkeypatch: pytest.MonkeyPa
     ) as caught:
         taken_up(file, normalized(2), total=400)
     assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(UserWarning, match=r"environments 2 instead of 1, statistics of VecNormalize 2 instead of 0\.$"):
+        monkeypatch.undo()
+        taken_up(file, seeded(), total=400)
 
 
 # Killed

@@ -121,6 +121,10 @@ def test_names_folders_links_and_permissions_are_as_in_sb3(tmp_path: Path) -> No
     (tmp_path / "name.zip").chmod(0o640)
     model.save(tmp_path / "link")
     assert (tmp_path / "link.zip").is_symlink() and stat.S_IMODE((tmp_path / "name.zip").stat().st_mode) == 0o640
+    model.save(tmp_path / ("n" * 250 + ".zip"))
+    (tmp_path / ("n" * 250 + ".zip")).unlink()
+    with pytest.raises(ValueError, match=r"A model is saved to a path that ends in a name, got '\.'\."):
+        model.save("")
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()}
     assert found == {"name.zip", "name.with.dots", "new/folder/name.zip", "taken.zip_2"}
     for name in found | {"name", "new/folder/name", "link"}:
@@ -168,9 +172,9 @@ def test_what_is_no_file_of_a_model_is_refused_in_one_sentence(kind: str, tmp_pa
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"There is no file to load a model from: No such file .*nothing'$"):
+    with pytest.raises(FileNotFoundError, match=r"No model can be loaded: No such file .*nothing'$"):
         REINFORCE.load(tmp_path / "nothing")
-    with pytest.raises(IsADirectoryError, match="There is no file to load a model from: Is a directory"):
+    with pytest.raises(IsADirectoryError, match="No model can be loaded: Is a directory"):
         REINFORCE.load(tmp_path)
 
 
