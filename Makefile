@@ -8,11 +8,14 @@ TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCHMARK_ARGS ?=
+# Of test-matrix: the interpreters, and which versions of what the package needs
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+VERSIONS ?= newest oldest
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
 
-.PHONY: help demo test test-slow benchmark docs notebooks lint type format clean
+.PHONY: help demo test test-slow test-matrix benchmark docs notebooks lint type format clean
 # Two pips at a time in one environment would get in each other's way
 .NOTPARALLEL:
 
@@ -27,6 +30,9 @@ test: $(VENV)/.test ## Run the tests (without the slow ones)
 
 test-slow: $(VENV)/.test ## Run the slow tests: training runs that take minutes
 	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+test-matrix: ## Run the tests on each of PYTHONS, with the newest and the oldest versions
+	PYTHONS="$(PYTHONS)" VERSIONS="$(VERSIONS)" TORCH="$(TORCH)" $(PYTHON) .ci/matrix.py $(PYTEST_ARGS)
 
 benchmark: $(VENV)/.test ## Measure the training speed beside A2C and PPO
 	$(BIN)/python -m benchmarks.throughput $(BENCHMARK_ARGS)
