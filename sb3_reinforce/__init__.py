@@ -9,7 +9,7 @@ from sb3_reinforce.recurrent.maskable import MaskableRecurrentREINFORCE
 from sb3_reinforce.recurrent.reinforce import RecurrentREINFORCE
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.update.policy_step import PolicyStep
-from sb3_reinforce.version import __version__
+from sb3_reinforce.version import __version__ as __version__
 
 __all__ = [
     "REINFORCE",
@@ -24,5 +24,4 @@ __all__ = [
     "MultiInputPolicy",
     "PolicyStep",
     "RecurrentREINFORCE",
-    "__version__",
 ]

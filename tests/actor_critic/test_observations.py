@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def moved(model: REINFORCE, timesteps: int = 40) -> bool:
     "shown", [[True, False], [0.0, 1.0], [np.float32(1.0), np.float32(0.0)]], ids=["bool", "float", "float32"]
 )
 @pytest.mark.parametrize("baseline", ["value", "linear"])
-@pytest.mark.parametrize("venv_class", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize("venv_class", [DummyVecEnv, partial(SubprocVecEnv, start_method="fork")], ids=["Dummy", "Subproc"])
 def test_numbers_of_another_type_train_what_integers_train(
     shown: list[Any], venv_class: Callable[..., VecEnv], baseline: str
 ) -> None:

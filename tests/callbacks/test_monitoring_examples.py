@@ -29,6 +29,7 @@ def test_monitoring(tmp_path):
     assert "gradient/noise_scale_episodes" in (tmp_path / "new" / "log" / "progress.csv").read_text().splitlines()[0]
 
 
+@pytest.mark.slow
 def test_variance_reduction(tmp_path):
     output = run(
         "examples/variance_reduction.py", "--quick", "--seeds", "1", "--timesteps", "3000", "--out", str(tmp_path / "new")

@@ -40,7 +40,7 @@ def results(n_workers: int, scenario: str, folder: Path) -> list[dict[str, Any]]
     return [pickle.loads((folder / f"{rank}.pkl").read_bytes()) for rank in range(n_workers)]
 
 
-@pytest.mark.parametrize("n_workers", [2, 3])
+@pytest.mark.parametrize("n_workers", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_update_is_that_of_one_process_with_all_environments(n_workers, tmp_path):
     outcomes = results(n_workers, "updates", tmp_path)
     all_ids = [env_id for rank in range(n_workers) for env_id in job.env_ids(rank, n_workers)]
@@ -328,6 +328,7 @@ def test_a_callback_chooses_its_ranks():
     assert len(nested.callbacks) == 3  # the user's own list is as it was
 
 
+@pytest.mark.slow
 def test_two_workers_solve_cartpole(tmp_path):
     for outcome in results(2, "cartpole", tmp_path):
         assert outcome["mean"] >= 475

@@ -96,7 +96,7 @@ def test_record_training_says_that_ffmpeg_is_missing(tmp_path: Path) -> None:
     assert "ffmpeg" in output and "Traceback" not in output
 
 
-@pytest.mark.parametrize("storage", ["logs/study.log", "sqlite:///study.db"])
+@pytest.mark.parametrize("storage", ["logs/study.log", pytest.param("sqlite:///study.db", marks=pytest.mark.slow)])
 def test_search(tmp_path: Path, storage: str) -> None:
     study = ["--storage", storage, "--study-name", "cartpole"]
     search = ["-n", "400", "-optimize", "--n-trials", "2", "--sampler", "tpe", "--pruner", "median"]
