@@ -44,8 +44,16 @@ def faulty(folder: Path, fault: str = "none", step: int = 0, victim: int = -1) -
     try:
         output, _ = process.communicate(timeout=TIME_OUT + PATIENCE)
     finally:
-        process.kill()
+        end(process)
     return process.returncode, output
+
+
+def end(*processes: "subprocess.Popen[str]") -> None:
+    """End jobs that may still run: torchrun then ends its workers."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()
 
 
 def assert_same_end(path: Path, other: Path) -> None:
@@ -83,12 +91,15 @@ def test_a_job_that_torchrun_restarts_goes_on_by_itself_and_ends_as_if_nothing_h
         return start("--nproc-per-node=2", "--max-restarts=3", "examples/distributed.py", *arguments)
 
     whole, killed = example(tmp_path / "whole"), example(tmp_path / "killed")
-    deadline = time.monotonic() + 400
-    while len(list((tmp_path / "killed" / "checkpoints").glob("*.zip"))) < 4:
-        assert killed.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(workers_of(killed)[-1], signal.SIGKILL)
-    outputs = [process.communicate(timeout=400)[0] for process in (whole, killed)]
+    try:
+        deadline = time.monotonic() + 400
+        while len(list((tmp_path / "killed" / "checkpoints").glob("*.zip"))) < 4:
+            assert killed.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(workers_of(killed)[-1], signal.SIGKILL)
+        outputs = [process.communicate(timeout=400)[0] for process in (whole, killed)]
+    finally:
+        end(whole, killed)
     assert whole.returncode == killed.returncode == 0, outputs[1][-3000:]
-    assert "Going on from" not in outputs[0] and outputs[1].count("Going on from") == 2
+    assert "Going on from" not in outputs[0] and outputs[1].count("Going on from") >= 2
     assert_same_end(tmp_path / "killed" / "distributed", tmp_path / "whole" / "distributed")
