@@ -56,8 +56,8 @@ def test_a_saved_model_is_loaded_whole_and_learns_on(name: str, tmp_path: pathli
         ):
             assert getattr(loaded, argument) == getattr(model, argument), argument
     n_before = model.num_timesteps
-    loaded.learn(50, reset_num_timesteps=False)
-    assert loaded.num_timesteps >= n_before + 50
+    loaded.learn(200, reset_num_timesteps=False)
+    assert loaded.num_timesteps >= n_before + 200
     assert loaded._n_updates > model._n_updates
     assert not equal(weights(model), weights(loaded))
     # A second time through the same door
