@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -69,6 +69,19 @@ def claimed(path: Path) -> Iterator[IO[str] | None]:
         file.truncate(0)
         yield file
         partial.rename(path)
+
+
+def made_once(path: Path, make: Callable[[IO[str]], str]) -> str:
+    """
+    :param path: A file
+    :param make: Writes it, if it is not there, and says what it came to
+    :return: What it came to, or why it was not made
+    """
+    try:
+        with claimed(path) as file:
+            return "finished before" if file is None else make(file)
+    except BusyError:
+        return "another process is at it"
 
 
 def stop(number: int, _: FrameType | None) -> None:

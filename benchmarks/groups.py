@@ -20,9 +20,9 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
-from benchmarks.common import ROOT, BusyError, around_marks, claimed, markdown, number, positive, put_between, stop  # first
+from benchmarks.common import ROOT, around_marks, made_once, markdown, number, positive, put_between, stop  # first
 
 import gymnasium as gym
 import numpy as np
@@ -245,19 +245,16 @@ def make(run: Run, n_updates: int) -> str:
     """
     from benchmarks.learning.one_run import commit, machine, versions
 
+    def write(file: IO[str]) -> str:
+        rows = measure_variance(run, n_updates) if run.method == "variance" else learn(run)
+        about = {"versions": versions(), "commit": commit(), "machine": machine(), "steps": TASKS[run.task]}
+        columns = VARIANCE_COLUMNS if run.method == "variance" else LEARN_COLUMNS
+        lines = [f"# {json.dumps(about, default=str)}", columns, *(",".join(map(str, row)) for row in rows)]
+        file.write("\n".join(lines) + "\n")
+        return str(rows[-1])
+
     th.set_num_threads(1)
-    try:
-        with claimed(run.path) as file:
-            if file is None:
-                return "finished before"
-            rows = measure_variance(run, n_updates) if run.method == "variance" else learn(run)
-            about = {"versions": versions(), "commit": commit(), "machine": machine(), "steps": TASKS[run.task]}
-            columns = VARIANCE_COLUMNS if run.method == "variance" else LEARN_COLUMNS
-            lines = [f"# {json.dumps(about, default=str)}", columns, *(",".join(map(str, row)) for row in rows)]
-            file.write("\n".join(lines) + "\n")
-            return str(rows[-1])
-    except BusyError:
-        return "another process is at it"
+    return made_once(run.path, write)
 
 
 # Report

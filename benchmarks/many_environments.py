@@ -17,9 +17,9 @@ import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from benchmarks.common import ROOT, BusyError, claimed, markdown, number, positive, stop
+from benchmarks.common import ROOT, made_once, markdown, number, positive, stop
 
 RESULTS = ROOT / "benchmarks" / "results" / "many_environments"
 SOLVED, IN_A_ROW, EVAL_EVERY, N_EVAL_EPISODES = 475.0, 3, 5_000, 20
@@ -169,18 +169,15 @@ def train(run: Run) -> str:
 
     from benchmarks.learning.one_run import commit, machine, versions
 
+    def make(file: IO[str]) -> str:
+        result = until_solved(SETTINGS[run.setting], run.seed)
+        about = {"setting": run.setting, "versions": versions(), "commit": commit(), "machine": machine()}
+        file.write(f"# {json.dumps(about, default=str)}\n{','.join(COLUMNS)}\n")
+        file.write(",".join(f"{result[name]:.6g}" for name in COLUMNS) + "\n")
+        return ", ".join(f"{name} {result[name]:.4g}" for name in COLUMNS)
+
     th.set_num_threads(1)
-    try:
-        with claimed(run.path) as file:
-            if file is None:
-                return "finished before"
-            result = until_solved(SETTINGS[run.setting], run.seed)
-            about = {"setting": run.setting, "versions": versions(), "commit": commit(), "machine": machine()}
-            file.write(f"# {json.dumps(about, default=str)}\n{','.join(COLUMNS)}\n")
-            file.write(",".join(f"{result[name]:.6g}" for name in COLUMNS) + "\n")
-            return ", ".join(f"{name} {result[name]:.4g}" for name in COLUMNS)
-    except BusyError:
-        return "another process is at it"
+    return made_once(run.path, make)
 
 
 def read(path: Path) -> dict[str, float]:

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from benchmarks.common import ROOT, BusyError, around_marks, claimed, markdown, number, positive, put_between, spread, stop
+from benchmarks.common import ROOT, around_marks, made_once, markdown, number, positive, put_between, spread, stop
 
 RESULTS = ROOT / "benchmarks" / "results" / "variants"
 MARKS = "<!-- Written by `benchmarks.variants report`: begin -->", "<!-- Written by `benchmarks.variants report`: end -->"
@@ -171,22 +171,19 @@ def train(run: Run) -> str:
 
     from benchmarks.learning.one_run import commit, machine, versions
 
+    def make(file: IO[str]) -> str:
+        about = {"entry": entry_of(run.algo, run.task), "versions": versions(), "commit": commit(), "machine": machine()}
+        model, test_env = build(run.algo, run.task, run.seed)
+        start = time.process_time()
+        model.learn(TASKS[run.task].n_steps)
+        seconds = time.process_time() - start
+        mean, std = evaluate(model, test_env)
+        file.write(f"# {json.dumps(about, default=str)}\n{COLUMNS}\n")
+        file.write(f"{model.num_timesteps},{seconds:.2f},{mean:.6g},{std:.6g}\n")
+        return f"{mean:.4g}"
+
     th.set_num_threads(1)
-    try:
-        with claimed(run.path) as file:
-            if file is None:
-                return "finished before"
-            about = {"entry": entry_of(run.algo, run.task), "versions": versions(), "commit": commit(), "machine": machine()}
-            model, test_env = build(run.algo, run.task, run.seed)
-            start = time.process_time()
-            model.learn(TASKS[run.task].n_steps)
-            seconds = time.process_time() - start
-            mean, std = evaluate(model, test_env)
-            file.write(f"# {json.dumps(about, default=str)}\n{COLUMNS}\n")
-            file.write(f"{model.num_timesteps},{seconds:.2f},{mean:.6g},{std:.6g}\n")
-            return f"{mean:.4g}"
-    except BusyError:
-        return "another process is at it"
+    return made_once(run.path, make)
 
 
 def evaluate(model: Any, test_env: Any) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from benchmarks.common import BusyError, claimed  # first: one thread
+from benchmarks.common import made_once  # first: one thread
 from benchmarks.learning.one_run import EVAL_SEED_OFFSET, commit, machine, versions
 from benchmarks.suite.tasks import TASKS
 from sb3_reinforce import REINFORCE
@@ -142,11 +142,7 @@ def train(run: Run) -> str:
     :return: What it came to
     """
     th.set_num_threads(1)
-    try:
-        with claimed(run.path) as file:
-            return "finished before" if file is None else f"{make_results(run, file).mean():.4g}"
-    except BusyError:
-        return "another process is at it"
+    return made_once(run.path, lambda file: f"{make_results(run, file).mean():.4g}")
 
 
 def make_results(run: Run, file: IO[str]) -> np.ndarray:

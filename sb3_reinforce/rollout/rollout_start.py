@@ -137,9 +137,7 @@ class RolloutStart(NamedTuple):
         if not self.generators:
             return
         now, workers = made_with(model), model.workers
-        differing = [
-            f"{name} {old} instead of {now[name]}" for name, old in self.made_with.items() if now.get(name, old) != old
-        ]
+        differing = [f"{name} {old} instead of {now[name]}" for name, old in self.made_with.items() if old != now[name]]
         if len(self.generators) != workers.size:
             differing.append(f"{len(self.generators)} workers instead of {workers.size}")
         if differing:
