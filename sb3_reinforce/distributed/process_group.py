@@ -3,6 +3,7 @@
 import atexit
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ _FAILURE = "failure"
 _READ = "read"
 #: Time that the worker with the store gives the others to read the error, in seconds
 _PATIENCE = 5.0
+#: Time between two looks at the store while the workers meet, in seconds
+_LOOK = 0.01
 
 
 class WorkerLostError(RuntimeError):
@@ -93,14 +96,16 @@ def join_group(device: th.device) -> tuple[int, int]:
         if own_gpu:
             th.cuda.set_device(device)
         if _job.store is None:
-            _job.store, _job.rank, _job.size = next(dist.rendezvous("env://"))
+            store, _job.rank, _job.size = next(dist.rendezvous("env://"))
+            with lost_workers_named():
+                _job.store = dist.PrefixStore(f"sb3_reinforce/{_meet(store, _job.rank, _job.size)}", store)
             # Else gloo's threads may outlast the interpreter, and abort the process
             atexit.register(leave_group)
         with lost_workers_named():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if own_gpu else "gloo",
                 # Never reuse a name: under it the store still has the addresses of a group that was left
-                store=dist.PrefixStore(f"sb3_reinforce/group/{_job.generation}/{_job.n_groups}", _job.store),
+                store=dist.PrefixStore(f"group/{_job.generation}/{_job.n_groups}", _job.store),
                 rank=_job.rank,
                 world_size=_job.size,
             )
@@ -109,6 +114,42 @@ def join_group(device: th.device) -> tuple[int, int]:
     if "gloo" not in backend:
         raise ValueError(f"The process group must have gloo for the CPU ('gloo' or 'cpu:gloo,cuda:nccl'), got {backend!r}.")
     return dist.get_rank(), dist.get_world_size()
+
+
+def _meet(store: dist.Store, rank: int, size: int) -> str:
+    """
+    Agree on a name that no processes had before these. torchrun keeps its store when it starts workers again: what the
+    processes of before wrote, their addresses above all, must not be read by those of now.
+
+    Each process leaves a name of its own; the first one writes all of them down as a list, again whenever one changes, and
+    all go on with the list that each of them has found itself in.
+
+    :param store: The store through which the workers meet
+    :param rank: This process's rank
+    :param size: The number of workers
+    :return: The name, the same for all workers
+    :raises RuntimeError: If not all workers come within the store's time-out
+    """
+    prefix, own, agreed = "sb3_reinforce/meeting", uuid.uuid4().hex, ""
+    store.set(f"{prefix}/process/{rank}", own)
+    members, name = "", ""
+    deadline = time.monotonic() + store.timeout.total_seconds()
+    while time.monotonic() < deadline:
+        if rank == 0:
+            found = " ".join(store.get(f"{prefix}/process/{each}").decode() for each in range(size))
+            if found != members:
+                members, name = found, uuid.uuid4().hex
+                store.set(f"{prefix}/list", f"{name} {members}")
+            elif store.add(f"{prefix}/agreed/{name}", 0) == size:
+                store.set(f"{prefix}/complete/{name}", "")
+        name, *listed = store.get(f"{prefix}/list").decode().split()
+        if own in listed and name != agreed:
+            store.add(f"{prefix}/agreed/{name}", 1)
+            agreed = name
+        if name == agreed and store.check([f"{prefix}/complete/{name}"]):
+            return name
+        time.sleep(_LOOK)
+    raise RuntimeError(f"not all of the {size} workers have come")
 
 
 def leave_group() -> None:
@@ -164,7 +205,7 @@ def _messages() -> "dist.Store | None":
         store = _job.store if _job.store is not None else dist.distributed_c10d._get_default_store()
     except (RuntimeError, ValueError):
         return None
-    return dist.PrefixStore(f"sb3_reinforce/messages/{_job.generation}", store)
+    return dist.PrefixStore(f"sb3_reinforce_messages/{_job.generation}", store)
 
 
 def _first_failure(own: str | None) -> str | None:

@@ -103,3 +103,29 @@ def test_a_job_that_torchrun_restarts_goes_on_by_itself_and_ends_as_if_nothing_h
     assert whole.returncode == killed.returncode == 0, outputs[1][-3000:]
     assert "Going on from" not in outputs[0] and outputs[1].count("Going on from") >= 2
     assert_same_end(tmp_path / "killed" / "distributed", tmp_path / "whole" / "distributed")
+
+
+LATE = """
+import os, signal, time
+from sb3_reinforce import REINFORCE
+rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+if attempt and rank == 1:
+    time.sleep(3)  # the other worker is there first, and finds what the processes of before have left
+model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu").learn(200)
+if not attempt and rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+if not attempt:
+    time.sleep(1_000)
+print(f"worker {rank} is done\\n", end="", flush=True)
+"""
+
+
+def test_workers_that_are_started_again_never_meet_those_of_before(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    process = start("--nproc-per-node=2", "--max-restarts=1", str(tmp_path / "late.py"))
+    try:
+        output, _ = process.communicate(timeout=TIME_OUT + PATIENCE)
+    finally:
+        end(process)
+    assert process.returncode == 0, output[-3000:]
+    assert "worker 0 is done" in output and "worker 1 is done" in output
