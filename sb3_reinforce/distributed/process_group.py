@@ -128,12 +128,12 @@ def _meet(store: dist.Store, rank: int, size: int) -> str:
     :param rank: This process's rank
     :param size: The number of workers
     :return: The name, the same for all workers
-    :raises RuntimeError: If not all workers come within the store's time-out
+    :raises RuntimeError: If not all workers come within half an hour, the time-out of ``torch.distributed``
     """
     prefix, own, agreed = "sb3_reinforce/meeting", uuid.uuid4().hex, ""
     store.set(f"{prefix}/process/{rank}", own)
     members, name = "", ""
-    deadline = time.monotonic() + store.timeout.total_seconds()
+    deadline = time.monotonic() + dist.default_pg_timeout.total_seconds()
     while time.monotonic() < deadline:
         if rank == 0:
             found = " ".join(store.get(f"{prefix}/process/{each}").decode() for each in range(size))
