@@ -13,10 +13,8 @@ from stable_baselines3.common.save_util import load_from_zip_file, save_to_zip_f
 from stable_baselines3.common.type_aliases import TensorDict
 
 from sb3_reinforce.actor_critic.state import all_or_nothing
-from sb3_reinforce.model_file import read_items
+from sb3_reinforce.model_file import is_own, read_items
 
-#: An argument that only this class has, which distinguishes its files from those of other algorithms
-_OWN_ARGUMENT = "bootstrap_on_truncation"
 #: The items of another algorithm's file about the network, the task, the log and the progress of the run. All other items
 #: are arguments of that algorithm, with another meaning or for another method
 _TAKEN_OVER = {
@@ -176,8 +174,8 @@ def own_or_converted(
     :param custom_objects: See :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`
     :return: The file to load, and the arguments that a model of this class had before they were arguments
     """
-    if "policy_class" not in items or _OWN_ARGUMENT in items:
-        is_former = _OWN_ARGUMENT in items and "normalize_returns" not in items
+    if "policy_class" not in items or is_own(items):
+        is_former = is_own(items) and "normalize_returns" not in items
         return path, {"normalize_returns": False} if is_former else {}
     warnings.warn(
         "The file was saved by another algorithm: its policy, gamma, gSDE, seed and settings of the log are taken "

@@ -10,7 +10,7 @@ import uuid
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -21,6 +21,8 @@ from sb3_reinforce.version import __version__
 FilePath = str | pathlib.Path | io.BufferedIOBase
 #: The item of a file that says which version of this package has written it
 VERSION = "sb3_reinforce_version"
+#: An argument that only this package's classes have, which distinguishes their files from those of other algorithms
+_OWN_ARGUMENT = "bootstrap_on_truncation"
 
 
 def write(path: str | pathlib.Path, content: memoryview) -> None:
@@ -93,10 +95,18 @@ def read_items(path: FilePath) -> dict[str, Any]:
             file.close()
 
 
-@contextmanager
-def version_named(items: dict[str, Any]) -> Iterator[None]:
+def is_own(items: Mapping[str, Any]) -> bool:
     """
-    If a file of another version cannot be loaded, also say which version has written it.
+    :param items: The items of a file
+    :return: Whether this package has written it, and not another algorithm
+    """
+    return _OWN_ARGUMENT in items
+
+
+@contextmanager
+def version_named(items: Mapping[str, Any]) -> Iterator[None]:
+    """
+    If a file of another version of this package cannot be loaded, also say which version has written it.
 
     :param items: The items of the file
     :raises ValueError: With the version, for any error while the file is loaded
@@ -105,7 +115,7 @@ def version_named(items: dict[str, Any]) -> Iterator[None]:
         yield
     except Exception as error:
         saved_with = items.get(VERSION, "0.1.0 or older")
-        if saved_with == __version__:
+        if saved_with == __version__ or not is_own(items):
             raise
         raise ValueError(
             f"{error} (The file was saved by version {saved_with} of sb3_reinforce, this is version {__version__}.)"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import A2C
 
 from sb3_reinforce import REINFORCE, __version__
 from tests.helpers import ROOT
@@ -201,6 +202,13 @@ def test_a_file_of_a_newer_version_loads_or_says_which_version_has_written_it(tm
     expected = rf"`baseline` must be .* saved by version 99\.0\.0 of sb3_reinforce, this is version {__version__}\.\)$"
     with pytest.raises(ValueError, match=expected):
         REINFORCE.load(newer)
+
+
+def test_no_version_is_named_for_the_file_of_another_algorithm(tmp_path: Path) -> None:
+    A2C("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "a2c")
+    with pytest.warns(UserWarning, match="saved by another algorithm"), pytest.raises(ValueError) as error:
+        REINFORCE.load(tmp_path / "a2c", gamma=2.0)
+    assert "gamma" in str(error.value) and "version" not in str(error.value)
 
 
 def test_a_file_of_an_older_version_loads(tmp_path: Path) -> None:
