@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 # - **Observation**: the distance in millimetres, as the sensor tells it, and the speed in metres per second.
 # - **Action**: the acceleration, from full braking (-1) to full throttle (1).
 # - **Reward**: a cost for the distance, in every second.
-# - **End**: after 60 seconds. That is a limit of time and no end of the task, so it is left to the `TimeLimit`
+# - **End**: after 60 seconds. That is a time limit and no end of the task, so it is left to the `TimeLimit`
 #   wrapper.
 # %%
 class Parking(gym.Env):
@@ -125,6 +125,6 @@ model = REINFORCE.load("parking", env=env, device="cpu")
 # 1. `check_env` is silent.
 # 2. Observations are of the size of 1: scaled by you, or by `VecNormalize`.
 # 3. Actions go from -1 to 1.
-# 4. An end of the task is `terminated`, a limit of time is `truncated`.
+# 4. An end of the task is `terminated`, a time limit is `truncated`.
 # 5. All randomness comes from `self.np_random`.
 # 6. You know what doing nothing is worth, and what the best would be.
