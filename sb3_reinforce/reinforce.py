@@ -334,7 +334,7 @@ class REINFORCE(ResumableAlgorithm):
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         return OnPolicyAlgorithm._wrap_env(as_vec_env(env), verbose, monitor_wrapper)
 
-    # The strategies, which are made from the model's current attributes on each access, as any of these may be replaced
+    # The strategies, which follow the model's current attributes, as any of these may be replaced
 
     @property
     def actor_critic(self) -> ActorCritic:

@@ -15,6 +15,7 @@ from benchmarks.suite.plan import (
     N_ENVS,
     N_MORE_STEPS,
     N_STEPS,
+    NEVER_FAILED,
     OTHERS,
     OURS,
     REFERENCE,
@@ -201,6 +202,19 @@ def front(folder: Path = RESULTS) -> str:
     return markdown(["task", *(NAMES[algo] for algo in algos), "CPU seconds"], rows)
 
 
+def worst(runs: pd.DataFrame) -> str:
+    """
+    :param runs: The runs of the report
+    :return: The worst seed of the tasks on which none may fail
+    """
+    ours = runs[(runs["algo"] == OURS) & (runs["n_steps"] == N_STEPS) & (runs["n_envs"] == 1)]
+    rows = []
+    for task in NEVER_FAILED:
+        ends = ours[ours["task"] == task]["eval_mean"]
+        rows.append([task, str(len(ends)), number(ends.min()), number(ends.mean())])
+    return markdown(["task", "seeds", "worst", "mean"], rows)
+
+
 def advice_table(runs: pd.DataFrame) -> str:
     """
     :param runs: The runs of the report
@@ -263,6 +277,8 @@ def report(folder: Path = RESULTS) -> str:
         f"After {N_STEPS:,} timesteps:",
         table(runs, TASKS, N_STEPS),
         summary(runs, TASKS, N_STEPS),
+        f"REINFORCE's worst seed after {N_STEPS:,} timesteps:",
+        worst(runs),
         f"After {N_MORE_STEPS:,} timesteps:",
         table(runs, UNTOUCHED, N_MORE_STEPS),
         summary(runs, UNTOUCHED, N_MORE_STEPS),

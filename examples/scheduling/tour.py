@@ -55,7 +55,7 @@ class Tour(gym.Env[np.ndarray, int]):
 
     def action_masks(self) -> np.ndarray:
         """
-        :return: Whether there are so many cities left, shape ``(n_nearest,)``, bool
+        :return: For each place in the list, whether a city is left for it, shape ``(n_nearest,)``, bool
         """
         return np.arange(self.n_nearest) < len(self.nearest)
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from examples.distributed import newest_checkpoint
 from sb3_reinforce import REINFORCE
 
-#: After so many seconds the workers no longer wait for one that does not answer
+#: After this many seconds the workers no longer wait for one that does not answer
 TIME_OUT = 8
 N_TIMESTEPS = 12_000
 
