@@ -89,7 +89,7 @@ class REINFORCE(ResumableAlgorithm):
         ``"value"``, the policy's critic before it is fitted to this batch; a callable
         ``baseline(returns, timesteps, episode_ids)`` of flat float arrays, one number per recorded timestep, that returns
         an array of that shape; or an instance of a :class:`sb3_reinforce.Baseline`
-    :param group_size: So many environments at a time are reset with the same seed, a fresh one per group and update, so that
+    :param group_size: This many environments at a time are reset with the same seed, a fresh one per group and update, so that
         they make several attempts at the same instance; ``"mean"``, ``"leave_one_out"`` and ``"linear"`` are then computed
         within each group. Needs ``n_episodes=1``, and a number of environments that it divides
     :param complete_episodes: ``False``: SB3's rollouts of ``n_steps``, whose unfinished tails are bootstrapped with the

@@ -155,7 +155,7 @@ def divide(episodes: Episodes, max_groups: int, together: int = 1) -> tuple[list
 
     :param episodes: The episodes of a rollout
     :param max_groups: The largest number of groups; with fewer episodes, each is a group of its own
-    :param together: So many episodes at a time depend on each other, and stay together
+    :param together: This many episodes at a time depend on each other, and stay together
     :return: The timesteps of each group, and its number of episodes, shape ``(n_groups,)``
     """
     n_units = max(1, len(episodes.lengths) // together)

@@ -35,7 +35,7 @@ class EpisodeReturns:
         the timesteps
     :param only_earlier_episodes: Whether an episode's baseline must not contain the later episodes of the same environment,
         because the length of this episode decides whether they are played
-    :param group_size: So many environments at a time have started from the same seed
+    :param group_size: This many environments at a time have started from the same seed
     """
 
     returns: np.ndarray

@@ -38,8 +38,8 @@ from sb3_reinforce.update.return_units import ROUNDING
 #: drawn there any more, while a Gaussian comes back
 WORST, LEAST_WORST = 50.0, 1e-3
 MAX_TRIALS = 20
-#: Unless ``sub_sampling_factor`` says otherwise, the Fisher information is that of fewer than twice so many timesteps. For 256
-#: environments whose episodes have 400 timesteps the whole training then takes less than a third of the time
+#: Unless ``sub_sampling_factor`` says otherwise, the Fisher information is that of fewer than twice this many timesteps. For
+#: 256 environments whose episodes have 400 timesteps the whole training then takes less than a third of the time
 OF_TIMESTEPS = 2**13
 #: The divergences at which the curvature is compared with what it should be, the length that is tried where it is zero, and
 #: the relative difference that is too much
