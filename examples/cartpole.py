@@ -64,7 +64,7 @@ def plot_learning_curve(episodes: EpisodeReturns, caption: str, path: Path) -> N
     Draw the return of each training episode and a running mean, as PNG.
 
     :param episodes: The training episodes
-    :param caption: What stands beside the title
+    :param caption: Text beside the title
     :param path: The file to write
     """
     plt.switch_backend("Agg")  # write files, open no window

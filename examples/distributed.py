@@ -1,6 +1,5 @@
 """
-Train on CartPole-v1 with as many workers as there are cores, or machines. There is nothing in it but what a script for one
-process has in it:
+Train on CartPole-v1 with one worker for each core, or on several machines. The script is the same as for one process:
 
     python examples/distributed.py                                    # one process
     torchrun --standalone --nproc-per-node=2 examples/distributed.py  # two workers on this machine
@@ -10,7 +9,7 @@ On several machines, started on each of them:
     torchrun --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-endpoint=HOST:29400 examples/distributed.py
 
 With ``--resume`` it goes on from the last checkpoint, if there is one, and ends with the weights of a run that was never
-interrupted. A job that takes itself up again when a worker fails (the folder must be one that all workers can read):
+interrupted. So torchrun can start a job again when a worker fails (all workers must be able to read the folder):
 
     torchrun --standalone --nproc-per-node=2 --max-restarts=3 examples/distributed.py --resume
 """
@@ -58,7 +57,7 @@ def main() -> None:
         model = REINFORCE.load(checkpoint, env=env, device="cpu")
         print(f"Going on from {checkpoint}, at {model.num_timesteps} steps", flush=True)
     start = time.perf_counter()
-    # Checkpoints are written by one worker, and every worker's episodes are in the log
+    # One worker writes the checkpoints. Their frequency counts the steps of one of its environments
     callback = CheckpointCallback(arguments.checkpoint_freq, str(folder))
     model.learn(arguments.timesteps - model.num_timesteps, callback=callback, reset_num_timesteps=checkpoint is None)
     seconds = time.perf_counter() - start

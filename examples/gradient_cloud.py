@@ -1,6 +1,6 @@
 """
-What does the gradient estimate of a single episode look like, and what shrinks the cloud of many? Writes one HTML page to play
-with, which needs no server and no network.
+What does the gradient estimate of a single episode look like, and what shrinks the cloud of many? Writes an interactive HTML
+page, which needs no server and no network.
 
     python examples/gradient_cloud.py --out output
 """
@@ -44,7 +44,7 @@ TEMPLATE = Path(__file__).with_name("gradient_cloud_template.html")
 
 class Walk(gym.Env[int, int]):
     """
-    A walk with one or two turns. On half of the days it starts at home and passes the market, else it starts at the market.
+    A walk with one or two turns. Half of the walks start at home and pass the market, the others start at the market.
     """
 
     observation_space = spaces.Discrete(2)

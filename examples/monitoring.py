@@ -1,5 +1,5 @@
 """
-Watch a training: evaluations, checkpoints, the noise of the gradient, TensorBoard, and an end as soon as the task is solved.
+Watch a training: evaluations, checkpoints, the noise of the gradient, TensorBoard, and an early stop when the task is solved.
 
     python examples/monitoring.py --out output
     tensorboard --logdir output
@@ -34,14 +34,14 @@ def main() -> None:
     model = REINFORCE(
         "MlpPolicy", make_vec_env("CartPole-v1", N_ENVS, seed=args.seed), n_steps=256, seed=args.seed, device="cpu"
     )
-    # To the terminal only every tenth update, but all of them to the files
+    # Every update goes into these files, and nothing to the terminal
     formats = ["csv", "log"]
     try:
         import tensorboard  # noqa: F401
 
         formats.append("tensorboard")
     except ImportError:
-        print("TensorBoard is not installed (pip install tensorboard): writing CSV only.")
+        print("TensorBoard is not installed (pip install tensorboard): writing CSV and text only.")
     model.set_logger(configure(str(args.out / "log"), formats))
 
     # SB3 counts the calls of `env.step`, each of which steps all environments

@@ -1,10 +1,10 @@
 """
-A baseline and a policy step of one's own, each a class of its own.
+A baseline and a policy step of your own.
 
     python examples/own_strategies.py [--timesteps 20000] [--seed 0]
 
 ``Neighbours`` subtracts the mean return of the most similar observations in the other episodes of the batch. ``Backtracking``
-takes the step of the optimizer, and halves it until the policy has moved by a given KL divergence at most.
+takes the step of the optimizer, and halves it until the policy has moved by at most a given KL divergence.
 """
 
 import argparse
@@ -63,7 +63,7 @@ class Neighbours(Baseline):
 
 
 class Backtracking(OptimizerStep):
-    """The step of the optimizer, halved until the policy has moved by ``max_kl`` at most."""
+    """The step of the optimizer, halved until the policy has moved by at most ``max_kl``."""
 
     max_kl = 0.01
 

@@ -22,7 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.callbacks import GradientMonitor
 
-#: Each variant has what the one above it has, and one thing more (the last two: in the place of the mean)
+#: Each variant adds one thing to the one above it; in the last two, the critic replaces the mean
 VARIANTS: dict[str, dict[str, Any]] = {
     "whole-episode returns": {"reward_to_go": False, "gamma": 1.0, "baseline": None},
     "reward-to-go": {"reward_to_go": True, "gamma": 1.0, "baseline": None},
@@ -31,7 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "value baseline": {"gamma": 0.99, "baseline": "value"},
     "value, 4 x the batch": {"gamma": 0.99, "baseline": "value", "n_steps": 2048},
 }
-#: What they all have: steps of the optimizer, which are longer where the gradient is larger
+#: What they all have. The steps are the optimizer's, and longer where the gradient is larger
 PLAIN: dict[str, Any] = {
     "n_steps": 512,
     "normalize_advantage": False,
@@ -157,7 +157,7 @@ def plot_training(axes: np.ndarray, runs: pd.DataFrame) -> None:
     axes[0].set_ylabel("return of the training episodes")
     axes[0].set_title("Learning curves", fontsize=12, loc="left")
     axes[1].set_yscale("log")
-    # Where every episode reaches the time limit there is nothing left to vary
+    # Where every episode reaches the time limit, the variance is nearly zero
     axes[1].set_ylim(bottom=max(1e-3, 0.5 * runs["variance"].min()))
     axes[1].set_ylabel("trace of its covariance")
     axes[1].set_title("Variance of the gradient", fontsize=12, loc="left")

@@ -93,8 +93,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
 
     def save(self, path: FilePath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """
-        Save the model as SB3 does, but as a whole or not at all, and so that the run can be taken up exactly: in the midst of
-        a rollout, what is saved is the model at the start of this rollout.
+        Save the model as SB3 does, but as a whole or not at all, and so that the run can be taken up exactly: during a
+        rollout, what is saved is the model at the start of this rollout.
 
         :param path: Path to the file (or a file-like)
         :param exclude: Names of attributes that should be excluded in addition to the default ones

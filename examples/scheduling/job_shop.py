@@ -2,8 +2,8 @@
 Job-shop scheduling as an environment: which job goes on next?
 
 Each job visits every machine once, in an order of its own, and a machine works on one operation at a time. An action picks the
-job whose next operation is scheduled, as early as the job and its machine allow. When all operations have their times, the
-reward is minus the makespan (the time at which the last one ends), in units of a lower bound; before, it is zero.
+job whose next operation is scheduled, as early as the job and its machine allow. When all operations are scheduled, the reward
+is minus the makespan (the time at which the last one ends), in units of a lower bound. Before that it is zero.
 """
 
 from typing import Any, NamedTuple
@@ -47,9 +47,13 @@ class JobShop(gym.Env[np.ndarray, int]):
     """
     A new instance for each episode, or always the same.
 
-    For each job the observation has: the share of its operations that are scheduled, when it and its next machine are free,
-    when its next operation can start, and end, its duration, and the work that is left of the job and of that machine; all
-    but the first in units of the lower bound. Jobs that are done have ones.
+    For each job the observation has eight numbers, all except the first in units of the lower bound. A job that is done has
+    ones.
+
+    - the share of its operations that are scheduled;
+    - when the job is free, and when its next machine is;
+    - when its next operation can start, when that would end, and how long it takes;
+    - the work that is left of the job, and that of its next machine.
 
     :param n_jobs: Number of jobs
     :param n_machines: Number of machines
@@ -134,10 +138,12 @@ class ActiveJobShop(JobShop):
     """
     The same problem, with fewer choices and more to see, from which a policy learns faster.
 
-    Only jobs that make an *active* schedule are allowed: of all operations that could be next, take the one that would end
-    first; the choice is among those that need its machine and could start before that end (Giffler and Thompson, 1960). A
-    best schedule is always among these, and most of the bad ones are not. Times count from the earliest possible start, in
-    units of the mean duration, so that nothing depends on how late it is or on how long operations take.
+    Only jobs that lead to an *active* schedule are allowed (Giffler and Thompson, 1960). Of all operations that could be next,
+    find the one that would end first. The choice is among those that need its machine and could start before that end. At
+    least one of the best schedules is active, and most of the bad ones are not.
+
+    Times count from the earliest possible start, in units of the mean duration. So the observation does not depend on how much
+    time has passed, nor on the unit of time.
     """
 
     N_FEATURES = 15

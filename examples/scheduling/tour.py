@@ -2,7 +2,7 @@
 The travelling salesman as an environment: which city is next?
 
 The cities lie anywhere in a square. The tour begins in one of them, goes on to one of the nearest that are left, and closes at
-the end. Then the reward is minus its length, in units of what a good tour of so many random cities has; before, it is zero.
+the end. Then the reward is minus its length, divided by that of a good tour of this many random cities. Until then it is zero.
 """
 
 from typing import Any
@@ -16,11 +16,16 @@ class Tour(gym.Env[np.ndarray, int]):
     """
     New cities for each episode, or always the same.
 
-    Only the nearest cities can be next, so that the same policy is for any number of cities. For each of them the observation
-    has: where it lies, seen from here; how far that is, also beside the nearest; how much farther from the first city and
-    the middle of those that are left; how lonely it is (how far the nearest and the second nearest of the others are); whether
-    the tour goes straight on; the share of the cities that are left; and whether there is such a city at all. Distances are in
-    units of the typical distance between neighbours.
+    Only the nearest cities can be next, so that one policy fits any number of cities. For each of them the observation has
+    eleven numbers, with distances in units of the typical distance between neighbours:
+
+    - where it lies, seen from here (two numbers);
+    - how far that is, and how much farther than the nearest one;
+    - how much farther than here it is from the first city, and from the middle of those that are left;
+    - how far the nearest and the second nearest of the other cities are from it;
+    - whether the tour would go straight on;
+    - the share of the cities that are left;
+    - whether there is such a city at all.
 
     :param n_cities: Number of cities
     :param n_nearest: Number of cities to choose among
@@ -55,7 +60,7 @@ class Tour(gym.Env[np.ndarray, int]):
 
     def action_masks(self) -> np.ndarray:
         """
-        :return: For each place in the list, whether a city is left for it, shape ``(n_nearest,)``, bool
+        :return: Which of the choices are cities, as fewer than ``n_nearest`` may be left, shape ``(n_nearest,)``, bool
         """
         return np.arange(self.n_nearest) < len(self.nearest)
 

@@ -50,8 +50,8 @@ def follow(rule: Callable[[ActiveJobShop], np.ndarray], instance: Instance, may_
     """
     :param rule: A dispatching rule
     :param instance: A problem
-    :param may_wait: Whether a machine may wait for a job that the rule prefers (an active schedule); ``False``: what can start
-        first of all is next, as on most shop floors
+    :param may_wait: Whether a machine may wait for a job that the rule prefers (an active schedule); ``False``: the rule
+        chooses among the operations that can start first, as on most shop floors
     :return: The makespan of its schedule
     """
     env = ActiveJobShop(instance=instance)

@@ -88,16 +88,24 @@ class GradientMonitor(BaseCallback):
 
     The mean that the normalization subtracts and the other episodes in a baseline are treated as fixed; their fluctuation adds
     terms smaller by a factor of the number of episodes. ``"leave_one_out"`` with reward-to-go is the exception when few
-    episodes are still running: they then share the noise of a baseline of one or two others, which is not measured (on
-    episodes of 1 to 5 steps, 20 per batch: 0.83 of the true variance). Dropout and batch normalization are evaluated as the
+    episodes are still running: they then share the noise of a baseline of one or two others, which is not measured. On
+    20 episodes of at most 5 steps 0.83 of the true variance was found. Dropout and batch normalization are evaluated as the
     policy acts, not as it trains. With ``complete_episodes=False``, also in a rollout buffer of SB3's own, the pieces of
     episodes in the rollout replace the episodes, and no baselines are compared.
 
     With several workers it is called on rank 0, and measures the noise in that worker's part of each batch.
 
-    Cost of a call, on one core with 512 steps per environment and the default policy: 5 ms for CartPole with 1 environment
-    (beside 27 ms for rollout and update), 20 ms with 8 (beside 121), 22 ms for LunarLander with 8 (beside 471). At
-    ``every_n_updates=10`` it takes 2 % of the time or less. With ``compare_baselines`` it takes 17, 78 and 432 ms: 6 to 9 %.
+    What a measurement costs, on one core with 512 steps per environment and the default policy:
+
+    ============================  ==================  ===========  ==========================
+    milliseconds                  rollout and update  measurement  with ``compare_baselines``
+    ============================  ==================  ===========  ==========================
+    CartPole, 1 environment       27                  5            17
+    CartPole, 8 environments      121                 20           78
+    LunarLander, 8 environments   471                 22           432
+    ============================  ==================  ===========  ==========================
+
+    At ``every_n_updates=10`` this is at most 2 % of the time, and 6 to 9 % with ``compare_baselines``.
 
     :param every_n_updates: Measure one update out of this many, beginning with the first
     :param compare_baselines: Whether to compare the variance with that under other baselines

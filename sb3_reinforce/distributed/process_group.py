@@ -119,7 +119,7 @@ def join_group(device: th.device) -> tuple[int, int]:
 def _meet(store: dist.Store, rank: int, size: int) -> str:
     """
     Agree on a name that no processes had before these. torchrun keeps its store when it starts workers again: what the
-    processes of before wrote, their addresses above all, must not be read by those of now.
+    former processes wrote, their addresses above all, must not be read by the current ones.
 
     Each process leaves a name of its own; the first one writes all of them down as a list, again whenever one changes, and
     all go on with the list that each of them has found itself in.

@@ -29,8 +29,8 @@ class MaskableREINFORCE(REINFORCE):
     trained is the masked one: an action that is not allowed has a probability of zero, and the estimate of the gradient
     stays unbiased. Paper: Huang and Ontañón (2022), https://arxiv.org/abs/2006.14171
 
-    All arguments are those of :class:`sb3_reinforce.REINFORCE`. The action space must be Discrete, MultiDiscrete or
-    MultiBinary, and the policy a subclass of sb3-contrib's ``MaskableActorCriticPolicy``.
+    All arguments are those of :class:`sb3_reinforce.REINFORCE`. The action space must be Discrete, or MultiDiscrete or
+    MultiBinary with one axis, and the policy a subclass of sb3-contrib's ``MaskableActorCriticPolicy``.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

@@ -50,7 +50,7 @@ class _OwnPolicy(BasePolicy):
         own: Any = self
         return {
             **super()._get_constructor_parameters(),
-            # sb3-contrib's method leaves them out, and such a policy could not be loaded by itself
+            # sb3-contrib's method leaves them out, and such a policy could not be loaded separately
             "lstm_hidden_size": own.lstm_actor.hidden_size,
             "n_lstm_layers": own.lstm_actor.num_layers,
             "shared_lstm": own.shared_lstm,

@@ -218,7 +218,8 @@ def advantages_under(
     :param baseline: The other baseline
     :param reward_to_go: Whether the advantages should be those of the returns-to-go or of whole episodes
     :param only_earlier_episodes: Whether the later episodes of an environment depend on the earlier ones
-    :param group_size: This many environments at a time have started from the same seed; such a baseline is computed within them
+    :param group_size: This many environments at a time have started from the same seed, and some baselines are computed
+        within them
     :return: Shape ``(n_timesteps,)``; nothing in the buffer changes
     """
     # Without the critic, the return of an episode that was cut ends with nothing

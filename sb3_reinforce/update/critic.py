@@ -69,7 +69,7 @@ def _fit_to_all(
 ) -> list[float] | None:
     """
     Where all the workers' inputs and targets are fewer numbers than the gradients of all minibatches, send those: every
-    worker then takes the same steps by itself.
+    worker then takes the same steps separately.
     """
     n_updates, batch_size = passes
     n_total, _ = workers.totals(len(regression.batch), 0)

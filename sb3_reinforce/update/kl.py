@@ -8,8 +8,8 @@ from sb3_reinforce.actor_critic.actor_critic import ActorCritic
 from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.distributed.workers import Alone
 
-#: :func:`approximate_kl` takes fewer than twice this many timesteps. The whole batch of 256 environments would take an
-#: eighth of the training time, for a number in the log
+#: :func:`approximate_kl` takes fewer than twice this many timesteps. The whole batch of 256 environments would take an eighth
+#: of the training time, for a number in the log
 MEASURED_ON = 2**13
 
 
