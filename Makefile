@@ -13,7 +13,8 @@ PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 VERSIONS ?= newest oldest
 
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
+# A worker that has done its share takes tests from the other: the long ones are not spread evenly
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help demo test test-slow test-matrix benchmark docs notebooks lint type format clean
 # Two pips at a time in one environment would get in each other's way

@@ -338,6 +338,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems measure in other units")
 @pytest.mark.parametrize("large", ["observations", "actions"])
+@pytest.mark.slow
 def test_large_discrete_spaces_take_no_more_memory_than_with_a2c(large: str) -> None:
     def peak(algorithm: str) -> int:
         run = subprocess.run([sys.executable, "-c", PEAK, large, algorithm], capture_output=True, text=True)

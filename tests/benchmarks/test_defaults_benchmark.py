@@ -100,6 +100,7 @@ def test_runs_are_finished_and_skipped_and_one_that_fails_leaves_the_others_alon
     assert finished.path.stat().st_mtime_ns == written and train(finished) == "finished before"
 
 
+@pytest.mark.slow
 def test_a_benchmark_can_be_stopped(tmp_path: Path) -> None:
     """All processes end, and the next call goes on."""
     command = [sys.executable, "-u", "-m", "benchmarks.defaults", "run", "--algos", "random", "reinforce"]

@@ -34,6 +34,7 @@ def benchmark(*arguments: str, folder: Path, status: int = 0) -> str:
     return process.stdout
 
 
+@pytest.mark.slow
 def test_runs_are_finished_skipped_and_repeated(tmp_path: Path) -> None:
     """One begins anew what was left unfinished, one fails and leaves the other alone, and what is finished stays."""
     folder = tmp_path / "CartPole-v1"
@@ -124,6 +125,7 @@ def test_bad_arguments_are_refused(arguments: list[str], message: str, tmp_path:
     assert f"argument {arguments[0]}: {message}" in benchmark("run", *arguments, folder=tmp_path, status=2)
 
 
+@pytest.mark.slow
 def test_two_runners_may_come_to_the_same_run(tmp_path: Path) -> None:
     with ThreadPoolExecutor() as pool:
         runners = [pool.submit(benchmark, "run", "--algos", "reinforce", *TINY, folder=tmp_path) for _ in range(2)]
@@ -303,6 +305,7 @@ def test_returns_of_episodes_cut_at_a_horizon_are_not_compared(tmp_path: Path) -
         assert ("Hopper-v5, PPO" in text) == compared
 
 
+@pytest.mark.slow
 def test_speed_repeats_the_first_steps_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # In a process of its own: RL Zoo patches Gymnasium's `TimeLimit` when it is imported
     script = """

@@ -21,7 +21,7 @@ from sb3_reinforce.callbacks import GradientMonitor
 from sb3_reinforce.callbacks.gradient_monitor import coming_batch, present_weighting
 from sb3_reinforce.callbacks.noise import covariance_trace, divide, divisor_shares, group_gradients, measure_noise
 from sb3_reinforce.monte_carlo.episodes import Episodes
-from tests.helpers import no_warnings
+from tests.helpers import no_warnings, slow
 from tests.helpers.environments import Scripted, vec
 from tests.helpers.plain import PLAIN
 from tests.helpers.tiny_mdp import TinyEnv, collect_estimates, make_model
@@ -116,7 +116,7 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [slow("episodes"), "leave one out", slow("timesteps"), "normalized"])
 def test_it_measures_the_variance_over_many_rollouts_at_fixed_weights(name):
     model = make_model(env=DummyVecEnv([TinyEnv, TinyEnv]), **TINY[name])
     monitor = GradientMonitor(every_n_updates=1, decay=1.0)

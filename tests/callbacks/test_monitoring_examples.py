@@ -20,6 +20,7 @@ def is_png(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_monitoring(tmp_path):
     output = run("examples/monitoring.py", "--quick", "--timesteps", "6000", "--out", str(tmp_path / "new"))
     assert "noise scale" in output

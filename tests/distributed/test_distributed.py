@@ -144,6 +144,7 @@ def test_a_run_of_two_workers_is_taken_up_exactly(tmp_path):
         model.learn(1, reset_num_timesteps=False)
 
 
+@pytest.mark.slow
 def test_workers_that_differ_in_what_they_load_and_seed_begin_together(tmp_path):
     first, second = results(2, "mixed", tmp_path)
     for name in first:
@@ -152,6 +153,7 @@ def test_workers_that_differ_in_what_they_load_and_seed_begin_together(tmp_path)
     np.testing.assert_array_equal(first["groups, taken up"], first["groups"])
 
 
+@pytest.mark.slow
 def test_a_stop_on_one_rank_stops_all_at_the_same_update(tmp_path):
     outcomes = results(3, "stop", tmp_path)
     assert len({outcome["n_updates"] for outcome in outcomes}) == 1
@@ -169,6 +171,7 @@ def test_an_exception_on_one_rank_ends_all_with_its_message(tmp_path):
         assert outcomes[rank]["error"] == "WorkerLostError: Worker 1 failed: ZeroDivisionError: the moon is full"
 
 
+@pytest.mark.slow
 def test_an_exception_that_nobody_catches_ends_the_job(tmp_path):
     process = torchrun(2, "uncaught", tmp_path)
     assert process.returncode != 0
@@ -195,6 +198,7 @@ def test_different_arguments_are_refused(tmp_path):
         assert outcome["policy step"] == expected
 
 
+@pytest.mark.slow
 def test_merged_statistics_are_those_of_the_pooled_data(tmp_path):
     outcomes = results(3, "normalizer", tmp_path)
     pooled = RunningMeanStd(shape=(3,))
@@ -209,6 +213,7 @@ def test_merged_statistics_are_those_of_the_pooled_data(tmp_path):
         assert outcome["ret"][2] == pytest.approx(sum(other["n_steps"] for other in outcomes), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_statistics_of_batch_normalization_stay_together(tmp_path):
     ends = [outcome["ends"] for outcome in results(2, "batch_norm", tmp_path)]
     np.testing.assert_array_equal(ends[0], ends[1])
@@ -219,6 +224,7 @@ def edges(tmp_path_factory):
     return results(2, "edges", tmp_path_factory.mktemp("edges"))
 
 
+@pytest.mark.slow
 def test_workers_start_from_all_that_rank_0_has(edges):
     first, second = (outcome["resumed"] for outcome in edges)
     for key in ("weights at start", "moments"):
@@ -261,6 +267,7 @@ def test_workers_that_have_parted_meet_again(edges):
     np.testing.assert_array_equal(edges[0]["again"], edges[1]["again"])
 
 
+@pytest.mark.slow
 def test_errors_before_and_after_the_start_reach_all(tmp_path):
     first, second = results(2, "early", tmp_path)
     assert second["errors"][0] == "ValueError: `gamma` must be a number in [0, 1], got 5.0."
@@ -363,6 +370,7 @@ def test_one_process_is_alone(monkeypatch):
     assert not th.distributed.is_initialized()
 
 
+@pytest.mark.slow
 def test_the_example_runs_with_two_workers(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(ROOT / "examples" / "distributed.py"), "--timesteps", "1500", "--out", str(tmp_path)]

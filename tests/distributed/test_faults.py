@@ -85,6 +85,7 @@ def workers_of(process: "subprocess.Popen[str]") -> list[int]:
     return [int(pid) for pid in found]
 
 
+@pytest.mark.slow
 def test_a_job_that_torchrun_restarts_goes_on_by_itself_and_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     def example(folder: Path) -> "subprocess.Popen[str]":
         arguments = ["--timesteps", "4000", "--checkpoint-freq", "100", "--out", str(folder), "--resume"]

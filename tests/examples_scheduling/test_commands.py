@@ -41,6 +41,7 @@ def test_job_shop(tmp_path: Path) -> None:
         assert (tmp_path / "some/folder/job_shop.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_tour(tmp_path: Path) -> None:
     output = run("train_tour.py", "--cities", "6", "--no-ppo", "--solver-seconds", "0.1", "--out", "some/folder", cwd=tmp_path)
     assert "nearest neighbour, then 2-opt" in output and "MaskableREINFORCE, best of 2, then 2-opt" in output

@@ -1,6 +1,7 @@
 """What the tests share."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,3 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: A test that warns of nothing. A file that an earlier test left open may be closed while it runs
 no_warnings = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
+
+
+def slow(*values: Any) -> Any:
+    """The values of a parametrized test that takes long; with the others it is tested often enough."""
+    return pytest.param(*values, marks=pytest.mark.slow)

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.helpers import ROOT
 from tests.maskable.environments import SPACES, masks_of
 
 
+@pytest.mark.slow
 def test_workers_learn_one_policy_under_the_masks_of_their_own_environments(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     process = subprocess.run(

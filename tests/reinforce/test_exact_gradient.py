@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.rollout.recorder import CompleteEpisodes, Recorder
+from tests.helpers import slow
 from tests.helpers.tiny_mdp import (
     VALUES,
     WEIGHTS,
@@ -384,7 +385,7 @@ class LooksAhead(REINFORCE):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"n_steps": 3}, {"n_episodes": 3, "horizon": 2, "average_over": "episodes"}],
+    [{"n_steps": 3}, slow({"n_episodes": 3, "horizon": 2, "average_over": "episodes"})],
     ids=["steps", "episodes_with_a_cut"],
 )
 @pytest.mark.filterwarnings("ignore:An episode was cut")

@@ -25,7 +25,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE, MaskableRecurrentREINFORCE, MaskableREINFORCE, RecurrentREINFORCE
-from tests.helpers import ROOT
+from tests.helpers import ROOT, slow
 from tests.helpers.environments import Seeded, vec
 
 N_STEPS = 600
@@ -432,7 +432,7 @@ def killed_and_taken_up(folder: Path, n_kills: int) -> int:
     return n_killed
 
 
-@pytest.mark.parametrize("n_kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [1, slow(10)])
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(n_kills: int, tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()

@@ -11,6 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
+from tests.helpers import slow
 
 IDENTITY: dict[str, tuple[Callable[[], gym.Env], int, dict[str, Any]]] = {
     "Discrete": (lambda: IdentityEnv(dim=4), 10_000, {}),
@@ -20,7 +21,7 @@ IDENTITY: dict[str, tuple[Callable[[], gym.Env], int, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("actions", IDENTITY)
+@pytest.mark.parametrize("actions", ["Discrete", slow("Box"), "MultiDiscrete", "MultiBinary"])
 def test_an_identity_is_learned_with_every_kind_of_action(actions: str) -> None:
     make_env, total_timesteps, kwargs = IDENTITY[actions]
     env = DummyVecEnv([make_env])
@@ -29,6 +30,7 @@ def test_an_identity_is_learned_with_every_kind_of_action(actions: str) -> None:
     evaluate_policy(model, env, n_eval_episodes=20, reward_threshold=90, warn=False)
 
 
+@pytest.mark.slow
 def test_a_gaussian_policy_balances_a_pendulum_far_longer_than_a_random_one() -> None:
     env = make_vec_env("InvertedPendulum-v5", seed=100)
     model = REINFORCE("MlpPolicy", "InvertedPendulum-v5", seed=0, device="cpu")
@@ -38,8 +40,8 @@ def test_a_gaussian_policy_balances_a_pendulum_far_longer_than_a_random_one() ->
     assert before < 20 and after > 200
 
 
-@pytest.mark.parametrize("baseline", [None, "mean", "leave_one_out", "value"])
-@pytest.mark.parametrize("reward_to_go", [True, False])
+@pytest.mark.parametrize("baseline", [slow(None), slow("mean"), "leave_one_out", "value"])
+@pytest.mark.parametrize("reward_to_go", [True, slow(False)])
 def test_cartpole_improves_with_every_estimator(baseline: str | None, reward_to_go: bool) -> None:
     model = REINFORCE(
         "MlpPolicy", make_vec_env("CartPole-v1", 4, seed=0), n_steps=128, baseline=baseline, reward_to_go=reward_to_go, seed=0

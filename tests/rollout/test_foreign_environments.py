@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.rollout.limits import EpisodeLimits
+from tests.helpers import slow
 from tests.helpers.environments import Scripted, vec
 
 WIDE = spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -67,7 +68,7 @@ class Attribute(gym.Wrapper):
         setattr(self, name, value)
 
 
-@pytest.mark.parametrize("venv_class", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize("venv_class", [DummyVecEnv, slow(SubprocVecEnv)])
 @pytest.mark.parametrize(
     "wrap",
     [lambda env: env, CallsItsOwn, Monitor, lambda env: TimeLimit(env, 1000), lambda env: CallsItsOwn(TimeLimit(env, 1000))],
@@ -89,7 +90,7 @@ def read_limits(env: VecEnv, horizon: int | None) -> tuple[list[int], bool]:
     return limits.horizons, cuts_expected
 
 
-@pytest.mark.parametrize("venv_class", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize("venv_class", [DummyVecEnv, slow(SubprocVecEnv)])
 def test_the_limit_of_each_time_limit_wrapper_is_found_below_other_wrappers(venv_class: Callable[..., VecEnv]) -> None:
     def limited(limit: int) -> Callable[[], gym.Env]:
         return lambda: Attribute(Monitor(TimeLimit(PaysAtTheEnd(), limit)), "other", 1)
@@ -100,7 +101,7 @@ def test_the_limit_of_each_time_limit_wrapper_is_found_below_other_wrappers(venv
     env.close()
 
 
-@pytest.mark.parametrize("venv_class", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize("venv_class", [DummyVecEnv, slow(SubprocVecEnv)])
 def test_a_limit_that_is_hidden_by_another_number_is_unknown_and_no_error(venv_class: Callable[..., VecEnv]) -> None:
     env = venv_class([lambda: CallsItsOwn(TimeLimit(PaysAtTheEnd(), 50))] * 2)
     horizons, _ = read_limits(env, None)
@@ -129,7 +130,7 @@ class Curriculum(BaseCallback):
 
 
 @pytest.mark.parametrize("later", [20, 3])
-@pytest.mark.parametrize("venv_class", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize("venv_class", [DummyVecEnv, slow(SubprocVecEnv)])
 def test_a_limit_that_changes_in_the_midst_of_training_counts_from_the_next_rollout_on(
     venv_class: Callable[..., VecEnv], later: int
 ) -> None:
@@ -296,7 +297,7 @@ class ForbidsNothing(gym.Wrapper):
     allow_early_resets = False
 
 
-@pytest.mark.parametrize("venv_class", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize("venv_class", [DummyVecEnv, slow(SubprocVecEnv)])
 def test_what_is_no_monitor_forbids_no_resets(venv_class: Callable[..., VecEnv]) -> None:
     env = venv_class([lambda: ForbidsNothing(Scripted((5,)))] * 2)
     assert moves(make(env))
@@ -501,7 +502,7 @@ def test_episodes_that_end_within_an_episode_count_in_the_log(cls: Any, n_envs: 
 # Environments that differ
 
 
-@pytest.mark.parametrize("venv_class", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize("venv_class", [DummyVecEnv, slow(SubprocVecEnv)])
 @pytest.mark.parametrize("wrap", [lambda env: TimeLimit(env, 4), Monitor], ids=["TimeLimit", "Monitor"])
 def test_some_environments_may_have_a_wrapper_that_the_others_lack(
     wrap: Callable[[gym.Env], gym.Env], venv_class: Callable[..., VecEnv]
@@ -536,7 +537,7 @@ def test_a_wrapper_may_make_more_environments_of_those_that_it_has() -> None:
     assert moves(make(Doubles(env), seed=None), 80)
 
 
-@pytest.mark.parametrize("venv_class", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize("venv_class", [DummyVecEnv, slow(SubprocVecEnv)])
 def test_a_limit_that_changes_at_the_start_of_a_rollout_counts_in_it(
     venv_class: Callable[..., VecEnv], recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -71,6 +71,7 @@ def test_from_training_to_plots(tmp_path: Path) -> None:
     assert (tmp_path / "results.svg").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_videos(tmp_path: Path) -> None:
     zoo("train", *CARTPOLE, *TINY, *SMALL, "--save-freq", "300", folder=tmp_path)
     zoo("record_video", *CARTPOLE, "-f", "logs/", "-n", "20", folder=tmp_path)
@@ -97,6 +98,7 @@ def test_record_training_says_that_ffmpeg_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("storage", ["logs/study.log", pytest.param("sqlite:///study.db", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_search(tmp_path: Path, storage: str) -> None:
     study = ["--storage", storage, "--study-name", "cartpole"]
     search = ["-n", "400", "-optimize", "--n-trials", "2", "--sampler", "tpe", "--pruner", "median"]
@@ -126,6 +128,7 @@ def test_search(tmp_path: Path, storage: str) -> None:
     assert {key: saved_hyperparams[key] for key in drawn} == drawn
 
 
+@pytest.mark.slow
 def test_configurations_of_the_user(tmp_path: Path) -> None:
     entry = "n_timesteps: 200, policy: MlpPolicy, n_steps: 60, normalize: true, gamma: 0.9, critic_learning_rate: lin_2.0e-3"
     entry += ", natural_gradient: true, target_kl: lin_0.04"
@@ -158,6 +161,7 @@ assert model.natural_gradient and [model.target_kl(progress) for progress in (1.
     )
 
 
+@pytest.mark.slow
 def test_environments(tmp_path: Path) -> None:
     """One without an entry (and a script of the user's own registers it, and the algorithm), and one that does not exist."""
     registration = "gym.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=50)"
@@ -211,6 +215,7 @@ for arguments in {list(commands.values())!r}:
         assert message in output, message
 
 
+@pytest.mark.slow
 def test_other_algorithms(tmp_path: Path) -> None:
     """They find RL Zoo's configurations, and the first trial of a study."""
     ppo = ["train", "--algo", "ppo", "--env", "CartPole-v1", "-n", "64", "-params", "n_envs:1", "n_steps:32", "batch_size:32"]
@@ -252,6 +257,7 @@ for arguments in ([], ["trian"], ["--help"], ["push_to_hub", "--help"]):
     assert "record_training" in output and "reinforce" in output.split("usage: sb3-reinforce-zoo push_to_hub")[1]
 
 
+@pytest.mark.slow
 def test_benchmark(tmp_path: Path) -> None:
     zoo("train", *CARTPOLE, *TINY, folder=tmp_path)
     benchmark = ["benchmark", "--log-dir", "logs", "--no-hub", "-n", "600", "--num-threads", "1"]
@@ -263,6 +269,7 @@ def test_benchmark(tmp_path: Path) -> None:
     assert "1 of 1 evaluations failed" in output
 
 
+@pytest.mark.slow
 def test_hub(tmp_path: Path) -> None:
     """
     The real verbs get as far as the calls that leave the machine, which are answered by a folder here: what the Hugging Face

@@ -9,6 +9,7 @@ import pytest
 from stable_baselines3.common.env_checker import check_env
 
 from sb3_reinforce.zoo.masked_environments import InfoMasks, WalledGrid
+from tests.helpers import slow
 from tests.zoo.test_zoo import zoo
 
 pytestmark = pytest.mark.skipif(find_spec("rl_zoo3") is None, reason="RL Zoo (rl_zoo3) is not installed")
@@ -48,7 +49,7 @@ gym.register("Strict-v0", entry_point=Strict, max_episode_steps=50)
 ALGOS = {"reinforce_mask": "MlpPolicy", "reinforce_mask_lstm": "MlpLstmPolicy", "reinforce_lstm": "MlpLstmPolicy"}
 
 
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("algo", [slow("reinforce_mask"), "reinforce_mask_lstm", slow("reinforce_lstm")])
 def test_training_evaluation_playing_and_videos_carry_masks_and_states(algo: str, tmp_path: Path) -> None:
     env = "Strict-v0"
     if algo == "reinforce_lstm":
@@ -68,7 +69,7 @@ def test_training_evaluation_playing_and_videos_carry_masks_and_states(algo: str
     assert list((tmp_path / f"logs/{algo}/{env}_1/videos").glob("*.mp4"))
 
 
-@pytest.mark.parametrize("algo", ["reinforce_mask", "reinforce_lstm"])
+@pytest.mark.parametrize("algo", ["reinforce_mask", slow("reinforce_lstm")])
 def test_a_search_draws_evaluates_and_can_be_trained_from(algo: str, tmp_path: Path) -> None:
     (tmp_path / "custom_envs.py").write_text(STRICT)
     common = ["--algo", algo, "--env", "Strict-v0"]
