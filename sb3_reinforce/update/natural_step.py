@@ -4,7 +4,7 @@ The natural policy step: along :math:`F^{-1} g` instead of :math:`g`, to a given
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -41,9 +41,10 @@ MAX_TRIALS = 20
 #: Unless ``sub_sampling_factor`` says otherwise, the Fisher information is that of fewer than twice this many timesteps. For
 #: 256 environments whose episodes have 400 timesteps the whole training then takes less than a third of the time
 OF_TIMESTEPS = 2**13
-#: The divergences at which the curvature is compared with what it should be, the length that is tried where it is zero, and
-#: the relative difference that is too much
-TRIED_KL, TRIED_LENGTH, MISMATCH = (1e-3, 1e-4, 1e-5), 1e-2, 0.2
+#: The divergences at which the curvature is compared with what it should be, the length that is tried where it is zero, the
+#: largest one (so long a step needs a policy so sure that nothing is known of its curvature), and the relative difference that
+#: is too much
+TRIED_KL, TRIED_LENGTH, LONGEST, MISMATCH = (1e-3, 1e-4, 1e-5), 1e-2, 0.1, 0.2
 
 
 class TooFarError(ValueError):
@@ -309,7 +310,9 @@ def check_second_derivative(actor_critic: ActorCritic) -> None:
             parameters = actor_critic.actor_parameters()
             fisher = make_fisher(actor_critic, batch, parameters, ALONE)
             if fisher.parameters:
-                check_curvature(actor_critic, batch, fisher)
+                # gSDE takes no derivative of its deviation by the features, on purpose
+                if not getattr(policy, "use_sde", False):
+                    check_curvature(actor_critic, batch, fisher)
             elif parameters:
                 raise NoNaturalStepError(
                     "`natural_gradient=True` needs a KL divergence that depends on the policy's parameters, got "
@@ -351,20 +354,39 @@ def check_curvature(actor_critic: ActorCritic, batch: Batch, fisher: Fisher) -> 
     # As large as the solver's, for gradients may be clipped on their way
     curvature = float(vector.dot(fisher(SOLVER_NORM * vector))) / SOLVER_NORM
     before = distributions_as_it_acts(actor_critic, batch)
-    found: list[float] = []
-    for target_kl in TRIED_KL:
-        length = math.sqrt(2.0 * target_kl / curvature) if curvature > 0.0 else TRIED_LENGTH
-        found.append(_mean_divergence(actor_critic, batch, before, fisher, length * vector) / target_kl)
+
+    def divergence_at(length: float) -> float:
+        return _mean_divergence(actor_critic, batch, before, fisher, length * vector)
+
     if curvature <= 0.0:
-        is_wrong = found[0] * TRIED_KL[0] > ROUNDING
+        is_wrong = divergence_at(TRIED_LENGTH) > TRIED_KL[-1]
     else:
-        # Where the divergence is not quadratic, two lengths find two ratios, and nothing is known
-        is_wrong = min(abs(ratio - 1.0) for ratio in found) > MISMATCH and abs(found[-1] - found[-2]) < MISMATCH * found[-1]
+        measured = [_measured_curvature(divergence_at, kl, math.sqrt(2.0 * kl / curvature)) for kl in TRIED_KL]
+        # Where the divergence is not quadratic, two lengths find two curvatures, and nothing is known
+        is_known = abs(measured[-1] - measured[-2]) < MISMATCH * measured[-1]
+        is_wrong = is_known and not any(abs(each - curvature) <= MISMATCH * curvature for each in measured)
     if is_wrong:
         raise NoNaturalStepError(
             "`natural_gradient=True` needs a KL divergence whose second derivative PyTorch finds, got "
             f"{type(actor_critic.policy).__name__}, whose divergence has another curvature than {curvature:.3g}."
         )
+
+
+def _measured_curvature(divergence_at: Callable[[float], float], target_kl: float, length: float) -> float:
+    """
+    :param divergence_at: The divergence after a step of a length
+    :param target_kl: About how large the divergence should be
+    :param length: The length that is tried first
+    :return: The curvature that the divergence has up to there; NaN if that is too far
+    """
+    for _ in range(MAX_TRIALS):
+        divergence = divergence_at(length)
+        if length <= LONGEST and 0.5 * target_kl <= divergence <= 2.0 * target_kl:
+            return 2.0 * divergence / length**2
+        # To second order the divergence grows with the square of the length
+        factor = math.sqrt(target_kl / divergence) if divergence > 0.0 else 10.0
+        length *= min(max(factor, 0.1), 10.0)
+    return math.nan
 
 
 def _mean_divergence(

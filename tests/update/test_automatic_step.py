@@ -15,6 +15,8 @@ from torch import nn
 from torch.distributions import AffineTransform, Laplace, Normal, StudentT, TransformedDistribution
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.actor_critic.actor_critic import make_actor_critic
+from sb3_reinforce.update.natural_step import check_second_derivative
 from tests.helpers import no_warnings
 from tests.helpers.environments import Scripted, vec
 from tests.helpers.policies import OneFunction
@@ -325,3 +327,33 @@ def test_complex_parameters_are_trained(natural_gradient: bool | None) -> None:
     before = model.policy.get_parameter("features_extractor.weight").detach().clone()
     model.learn(100)
     assert not th.equal(model.policy.get_parameter("features_extractor.weight"), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "bias", "seed"),
+    [
+        ("discrete", 1.0, 12.0, 3),
+        ("discrete", 10.0, 12.0, 1),
+        ("discrete", 10.0, 16.0, 0),  # with a curvature below zero, by rounding
+        ("discrete", 30.0, 16.0, 5),
+        ("multi_discrete", 100.0, 30.0, 1),
+    ],
+)
+def test_a_policy_that_has_become_nearly_certain_keeps_its_natural_steps(
+    name: str, scale: float, bias: float, seed: int
+) -> None:
+    th.manual_seed(seed)
+    policy = ActorCriticPolicy(spaces.Box(-np.inf, np.inf, (5,), np.float32), ACTIONS[name], lambda _: 1e-3)
+    with th.no_grad():
+        for weights in policy.mlp_extractor.policy_net.parameters():
+            weights.mul_(min(scale, 5.0))
+        policy.action_net.weight.mul_(10.0 * scale)
+        policy.action_net.bias[0] += bias
+    check_second_derivative(make_actor_critic(policy))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_gsde_which_leaves_out_a_derivative_on_purpose_has_natural_steps(seed: int) -> None:
+    th.manual_seed(seed)
+    policy = ActorCriticPolicy(VECTOR, ACTIONS["box"], lambda _: 1e-3, use_sde=True)
+    check_second_derivative(make_actor_critic(policy))
