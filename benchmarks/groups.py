@@ -42,12 +42,14 @@ TESTED_AT = (0.25, 0.5, 1.0)
 TASKS = {"Knapsack": 40_000, "JobShop": 40_000, "Tour": 40_000}
 METHODS: dict[str, dict[str, Any]] = {
     "groups": {"baseline": "leave_one_out", "group_size": GROUP_SIZE},
+    "normalized_groups": {"baseline": "leave_one_out", "group_size": GROUP_SIZE, "normalize_advantage": "group"},
     "leave_one_out": {"baseline": "leave_one_out"},
     "value": {"baseline": "value"},
     "MaskablePPO": {},
 }
 TITLES = {
     "groups": "leave-one-out in groups of 8",
+    "normalized_groups": 'the same, `normalize_advantage="group"`',
     "leave_one_out": "leave-one-out over all",
     "value": "value",
     "MaskablePPO": "MaskablePPO",

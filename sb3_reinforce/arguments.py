@@ -65,15 +65,16 @@ def _is_finite(value: Real) -> bool:
         return False
 
 
-def check_flag(name: str, value: object, or_none: bool = False) -> None:
+def check_flag(name: str, value: object, *third: str | None) -> None:
     """
     :param name: Name of the argument
     :param value: What was given
-    :param or_none: Whether ``None`` is a third answer
-    :raises ValueError: If the value is neither ``True`` nor ``False``
+    :param third: A third answer, ``None`` or a word
+    :raises ValueError: If the value is neither ``True`` nor ``False``, nor the third answer
     """
-    if not isinstance(value, bool | np.bool_) and not (or_none and value is None):
-        raise ValueError(f"`{name}` must be {'True, False or None' if or_none else 'True or False'}, got {value!r}.")
+    if not isinstance(value, bool | np.bool_) and not (isinstance(value, str | None) and value in third):
+        answers = f"True, False or {third[0]!r}" if third else "True or False"
+        raise ValueError(f"`{name}` must be {answers}, got {value!r}.")
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
@@ -104,12 +105,12 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         "complete_episodes",
         "bootstrap_on_truncation",
         "discount_state_distribution",
-        "normalize_advantage",
         "normalize_returns",
         "seed_rollouts",
     ):
         check_flag(name, get(name))
-    check_flag("natural_gradient", get("natural_gradient"), or_none=True)
+    check_flag("normalize_advantage", get("normalize_advantage"), "group")
+    check_flag("natural_gradient", get("natural_gradient"), None)
     check_learning_rate("learning_rate", get("learning_rate"))
     if get("critic_learning_rate") is not None:
         check_learning_rate("critic_learning_rate", get("critic_learning_rate"))
@@ -220,6 +221,8 @@ def _check_combinations(get: Callable[[str], Any]) -> None:
             "`n_episodes` counts whole episodes and needs complete_episodes=True, "
             f"got n_episodes={get('n_episodes')} with complete_episodes=False."
         )
+    if get("normalize_advantage") == "group" and get("group_size") == 1:
+        raise ValueError("`normalize_advantage='group'` needs groups, a `group_size` above 1, got group_size=1.")
     if get("group_size") > 1 and get("n_episodes") != 1:
         raise ValueError(
             "`group_size` above 1 needs n_episodes=1, as later episodes begin differently, "

@@ -36,7 +36,15 @@ from sb3_reinforce.rollout.rollout_start import RolloutStart
 from sb3_reinforce.update.advice import Advisor, largest_entropy
 from sb3_reinforce.update.automatic_step import AutomaticStep
 from sb3_reinforce.update.critic import fit_critic
-from sb3_reinforce.update.gradients import Gradients, add_up, check_losses, check_weights, estimate_gradients, log_prob_weights
+from sb3_reinforce.update.gradients import (
+    Gradients,
+    add_up,
+    check_losses,
+    check_weights,
+    estimate_gradients,
+    log_prob_weights,
+    normalized_advantages,
+)
 from sb3_reinforce.update.kl import approximate_kl
 from sb3_reinforce.update.natural_step import NaturalStep
 from sb3_reinforce.update.policy_step import OptimizerStep, PolicyStep
@@ -105,7 +113,9 @@ class REINFORCE(ResumableAlgorithm):
         episode is discounted already
     :param average_over: The sum over the batch is divided by the number of its ``"timesteps"`` or its ``"episodes"``.
         The latter is unbiased with ``n_episodes``; with ``n_steps`` the quotient has a bias of O(1/N)
-    :param normalize_advantage: Whether to normalize the advantages over all recorded timesteps of the update
+    :param normalize_advantage: Whether to normalize the advantages over all recorded timesteps of the update; ``"group"``:
+        within each group of ``group_size`` environments, so that instances of any scale have the same weight (GRPO). This
+        is no longer an estimate of the gradient of the expected return
     :param ent_coef: Entropy coefficient for the loss calculation. ``None``: 0 for continuous actions, whose entropy has no
         bound, and 0.03 for all others
     :param vf_coef: Value function coefficient of the joint step of policy and critic
@@ -205,7 +215,7 @@ class REINFORCE(ResumableAlgorithm):
         bootstrap_on_truncation: bool = True,
         discount_state_distribution: bool = False,
         average_over: Literal["timesteps", "episodes"] = "timesteps",
-        normalize_advantage: bool = True,
+        normalize_advantage: bool | str = True,
         ent_coef: float | None = None,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
@@ -541,7 +551,7 @@ class REINFORCE(ResumableAlgorithm):
         batch: Batch,
         workers: Alone | None = None,
         reward_to_go: bool | None = None,
-        normalize_advantage: bool | None = None,
+        normalize_advantage: bool | str | None = None,
     ) -> th.Tensor:
         r"""
         :param batch: The batch of an update
@@ -559,7 +569,8 @@ class REINFORCE(ResumableAlgorithm):
             discounts = self.gamma**batch.timesteps
         n_timesteps, n_episodes = workers.totals(len(batch), sb3_buffer.n_episodes(self.rollout_buffer))
         divisor = n_episodes if self.average_over == "episodes" else n_timesteps
-        return log_prob_weights(batch.advantages, discounts, divisor, normalize_advantage, workers)
+        advantages = normalized_advantages(batch, normalize_advantage, self.group_size, workers)
+        return log_prob_weights(advantages, discounts, divisor)
 
     def _record_update(self, gradients: Gradients, logs: dict[str, float], critic_is_raw: bool) -> None:
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -19,6 +19,7 @@ from sb3_reinforce.callbacks.noise import EstimateNoise, divide, divisor_shares,
 from sb3_reinforce.distributed.workers import ALONE
 from sb3_reinforce.monte_carlo.baselines import NAMED, Baseline, make_baseline
 from sb3_reinforce.monte_carlo.episodes import Episodes
+from sb3_reinforce.monte_carlo.groups import group_scales
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.advantages import advantages_under
 from sb3_reinforce.rollout.sb3_buffer import read_in_order
@@ -183,7 +184,6 @@ class GradientMonitor(BaseCallback):
         buffer = model.rollout_buffer
         if not (self.compare_baselines and model.complete_episodes and isinstance(buffer, EpisodeRolloutBuffer)):
             return {}
-        deviation = float(buffer.advantages.std(ddof=1)) if model.normalize_advantage and len(buffer.advantages) > 1 else None
         result, present = {}, type(make_baseline(model.baseline))
         for reward_to_go in (True, False):
             suffix = "" if reward_to_go == model.reward_to_go else "_reward_to_go" if reward_to_go else "_whole_episode"
@@ -191,8 +191,7 @@ class GradientMonitor(BaseCallback):
                 if suffix == "" and type(baseline) is present and group_size == model.group_size:
                     continue
                 advantages = advantages_under(buffer, baseline, reward_to_go, model.only_earlier_episodes, group_size)
-                if deviation is not None:
-                    advantages = (advantages - advantages.mean()) / (deviation + 1e-8)
+                advantages = _in_present_units(model, buffer, advantages)
                 tensor = th.as_tensor(advantages, dtype=th.float32, device=model.device)
                 weights = model.weights(replace(batch, advantages=tensor), ALONE, reward_to_go, normalize_advantage=False)
                 result[f"{name or 'none'}{suffix}"] = Weighting(weights, _shares(model, advantages, buffer.episodes))
@@ -344,6 +343,17 @@ def present_weighting(model: REINFORCE, batch: Batch) -> Weighting:
     return Weighting(model.weights(batch, ALONE), _shares(model, batch.advantages.cpu().numpy(), batch.episodes))
 
 
+def _in_present_units(model: REINFORCE, buffer: EpisodeRolloutBuffer, advantages: np.ndarray) -> np.ndarray:
+    """The advantages of another baseline, divided by the deviations of the present ones, so that both can be compared."""
+    if model.normalize_advantage == "group":
+        return advantages * group_scales(buffer.advantages, buffer.returns, buffer.episodes, model.group_size)
+    if model.normalize_advantage and len(buffer.advantages) > 1:
+        return (advantages - advantages.mean()) / (float(buffer.advantages.std(ddof=1)) + 1e-8)
+    return advantages
+
+
 def _shares(model: REINFORCE, advantages: np.ndarray, episodes: Episodes | None) -> np.ndarray:
     assert episodes is not None
-    return divisor_shares(advantages, episodes, model.average_over, model.normalize_advantage)
+    # The deviation of a group belongs to it alone, and is no common divisor
+    of_batch = bool(model.normalize_advantage) and model.normalize_advantage != "group"
+    return divisor_shares(advantages, episodes, model.average_over, of_batch)

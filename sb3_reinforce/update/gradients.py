@@ -17,27 +17,33 @@ from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.actor_critic.parameters import Parameters
 from sb3_reinforce.distributed.workers import Alone
 from sb3_reinforce.finite import not_finite
+from sb3_reinforce.monte_carlo.groups import normalized_within_groups
 
 
-def log_prob_weights(
-    advantages: th.Tensor,
-    discounts: th.Tensor | None,
-    divisor: int,
-    normalize_advantage: bool,
-    workers: Alone,
-) -> th.Tensor:
+def normalized_advantages(batch: Batch, normalize_advantage: bool | str, group_size: int, workers: Alone) -> th.Tensor:
+    """
+    :param batch: A batch; with its episodes, if it is normalized within groups
+    :param normalize_advantage: Whether to normalize the advantages, over all timesteps or within each ``"group"``
+    :param group_size: This many environments at a time have started from the same seed
+    :param workers: The workers, whose advantages are normalized together; those of a group all belong to one of them
+    :return: Advantages, shape ``(n_timesteps,)``
+    """
+    if normalize_advantage == "group":
+        assert batch.episodes is not None
+        advantages, returns = batch.advantages.cpu().numpy(), batch.returns.cpu().numpy()
+        return th.from_numpy(normalized_within_groups(advantages, returns, batch.episodes, group_size)).to(batch.advantages)
+    return workers.normalized(batch.advantages) if normalize_advantage else batch.advantages
+
+
+def log_prob_weights(advantages: th.Tensor, discounts: th.Tensor | None, divisor: int) -> th.Tensor:
     r"""
     The weight of each log-probability in the estimate, :math:`w_t A_t / Z`.
 
     :param advantages: Advantages :math:`A_t`, shape ``(n_timesteps,)``
     :param discounts: :math:`w_t`, shape ``(n_timesteps,)``; ``None``: 1
     :param divisor: :math:`Z`, the number of timesteps or of episodes
-    :param normalize_advantage: Whether to normalize the advantages first
-    :param workers: The workers, whose advantages are normalized together
     :return: Shape ``(n_timesteps,)``
     """
-    if normalize_advantage:
-        advantages = workers.normalized(advantages)
     return (advantages if discounts is None else discounts * advantages) / divisor
 
 

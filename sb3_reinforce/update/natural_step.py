@@ -18,6 +18,7 @@ from sb3_reinforce.actor_critic.parameters import Parameters
 from sb3_reinforce.actor_critic.state import detached, evaluation_mode, forget_graphs, kept_buffers, restored_on_error
 from sb3_reinforce.arguments import check_number
 from sb3_reinforce.distributed.workers import ALONE, Alone
+from sb3_reinforce.finite import ROUNDING
 from sb3_reinforce.update.fisher import (
     SOLVER_NORM,
     Fisher,
@@ -30,7 +31,6 @@ from sb3_reinforce.update.fisher import (
 from sb3_reinforce.update.gradients import Gradients
 from sb3_reinforce.update.kl import has_finite_support, kl_divergence
 from sb3_reinforce.update.policy_step import OptimizerStep, gradient_step
-from sb3_reinforce.update.return_units import ROUNDING
 
 #: A step is shortened until its divergence is at most this multiple of its target (or the second number): on average, and
 #: where actions are finitely many for every timestep of the batch. There the mean says little of a policy that is nearly
@@ -131,7 +131,10 @@ class NaturalStep(OptimizerStep):
         try:
             # Also with an entropy bonus: the bonus alone does not justify a step of full length
             self._check_reward_found()
-            check_advantages(batch, model.normalize_advantage, model.workers)
+            if model.normalize_advantage == "group":
+                check_groups(weights, model.workers)
+            else:
+                check_advantages(batch, bool(model.normalize_advantage), model.workers)
             norm, divergence = natural_step(model.actor_critic, batch, weights, gradient, parameters, settings, model.workers)
         except NoDirectionError as error:
             # A solved task has such batches, and so has a task whose reward is not found yet: the next batch may be different
@@ -407,6 +410,16 @@ def _mean_divergence(
             for parameter, old in zip(fisher.parameters, kept, strict=True):
                 parameter.copy_(old)
     return sum(divergences) / 2
+
+
+def check_groups(weights: th.Tensor, workers: Alone) -> None:
+    """
+    :param weights: Weights of advantages that are normalized within groups: exactly zero where these do not differ
+    :param workers: The workers
+    :raises NoDirectionError: If the advantages differ within no group
+    """
+    if not any(workers.gather(bool(weights.any()))):
+        raise NoDirectionError("The natural gradient needs a direction: the advantages must differ within a group.")
 
 
 def check_advantages(batch: Batch, normalize_advantage: bool, workers: Alone) -> None:

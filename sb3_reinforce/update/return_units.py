@@ -18,11 +18,10 @@ from torch import nn
 
 from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.distributed.workers import Alone
+from sb3_reinforce.finite import ROUNDING
 
 #: Share of the newest batch in the statistics, once there have been as many batches as its inverse
 NEWEST = 0.1
-#: A sum or a deviation that is smaller than this, relative to the numbers, is a rounding error
-ROUNDING = 4 * th.finfo(th.float32).eps
 
 
 class ReturnUnits(NamedTuple):

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sb3_reinforce import REINFORCE, GradientMonitor
 from sb3_reinforce.rollout import player
+from tests.helpers import no_warnings
 from tests.helpers.tiny_mdp import N_STATES, LinearPolicy, TinyEnv, collect_estimates, deviation, make_model, trajectories
 
 GAMMA = 0.9
@@ -165,6 +166,9 @@ def test_environments_that_ignore_seeds_are_found_out_at_the_first_rollout() -> 
         ({"group_size": 3, "n_episodes": 1}, "divide the number of environments, got 3 with 4"),
         ({"group_size": 0, "n_episodes": 1}, "group_size"),
         ({"group_size": 2.0, "n_episodes": 1}, "group_size"),
+        ({"normalize_advantage": "group"}, "a `group_size` above 1, got group_size=1"),
+        ({"normalize_advantage": "groups"}, "must be True, False or 'group', got 'groups'"),
+        ({"normalize_advantage": None}, "must be True, False or 'group', got None"),
     ],
     ids=str,
 )
@@ -173,10 +177,58 @@ def test_groups_that_make_no_sense_are_refused(arguments: dict[str, Any], messag
         REINFORCE("MlpPolicy", make_vec_env(Instance, 4), **arguments)
 
 
-def test_the_monitor_compares_within_groups_and_over_all() -> None:
+class Scaled(Instance):
+    """The reward of each instance is of a scale of its own, a power of two."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward = float(self.pair[action]) * (2.0 ** int(self.np_random.integers(-9, 10)) if self.is_scaled else 1.0)
+        return self.pair, reward, True, False, {}
+
+    def __init__(self, is_scaled: bool) -> None:
+        super().__init__()
+        self.is_scaled = is_scaled
+
+
+@pytest.mark.parametrize("natural_gradient", [True, False])
+def test_instances_of_any_scale_have_the_same_weight_where_each_group_is_normalized(natural_gradient: bool) -> None:
+    def weights(is_scaled: bool, normalize_advantage: bool | str) -> np.ndarray:
+        env = make_vec_env(Scaled, 8, env_kwargs={"is_scaled": is_scaled})
+        arguments = {"n_episodes": 1, "group_size": 4, "baseline": "leave_one_out", "natural_gradient": natural_gradient}
+        model = REINFORCE("MlpPolicy", env, seed=0, normalize_advantage=normalize_advantage, **arguments).learn(8 * 10)
+        return np.concatenate([parameter.detach().numpy().ravel() for parameter in model.policy.parameters()])
+
+    np.testing.assert_array_equal(weights(True, "group"), weights(False, "group"))
+    assert not np.array_equal(weights(True, True), weights(False, True))
+
+
+@no_warnings
+def test_groups_whose_attempts_do_not_differ_move_nothing() -> None:
+    def paid(normalize_advantage: bool | str) -> float:
+        env = make_vec_env(Alike, 8)
+        model = REINFORCE(
+            "MlpPolicy", env, n_episodes=1, group_size=4, normalize_advantage=normalize_advantage, ent_coef=0.0, seed=0
+        )
+        before = model.policy.action_net.weight.detach().clone()
+        model.learn(8 * 3)
+        return float((model.policy.action_net.weight.detach() - before).abs().max())
+
+    assert paid("group") == 0.0
+    assert paid(True) > 0.0
+
+
+class Alike(Instance):
+    """What is done makes no difference."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return self.pair, float(self.pair[0]), True, False, {}
+
+
+@pytest.mark.parametrize("normalize_advantage", [True, "group"])
+def test_the_monitor_compares_within_groups_and_over_all(normalize_advantage: bool | str) -> None:
     env = make_vec_env(Instance, 16, seed=0)
     monitor = GradientMonitor(every_n_updates=1, compare_baselines=True)
-    model = REINFORCE("MlpPolicy", env, n_episodes=1, group_size=4, baseline="leave_one_out", seed=0)
+    arguments: dict[str, Any] = {"n_episodes": 1, "group_size": 4, "baseline": "leave_one_out", "seed": 0}
+    model = REINFORCE("MlpPolicy", env, normalize_advantage=normalize_advantage, **arguments)
     model.learn(16 * 30, callback=monitor)
     ratios = [record.get("gradient/variance_ratio_leave_one_out_ungrouped") for record in monitor._records]
     assert np.median([ratio for ratio in ratios if ratio is not None]) > 1.3
@@ -184,7 +236,9 @@ def test_the_monitor_compares_within_groups_and_over_all() -> None:
 
 def test_a_file_keeps_the_size_of_the_groups(tmp_path: Any) -> None:
     env = make_vec_env(Instance, 4)
-    REINFORCE("MlpPolicy", env, n_episodes=1, group_size=2, baseline="mean").learn(8).save(tmp_path / "model")
-    assert REINFORCE.load(tmp_path / "model", env).learn(8).group_size == 2
+    model = REINFORCE("MlpPolicy", env, n_episodes=1, group_size=2, baseline="mean", normalize_advantage="group")
+    model.learn(8).save(tmp_path / "model")
+    model = REINFORCE.load(tmp_path / "model", env).learn(8)
+    assert (model.group_size, model.normalize_advantage) == (2, "group")
     with pytest.raises(ValueError, match="divide the number of environments"):
         REINFORCE.load(tmp_path / "model", make_vec_env(Instance, 3)).learn(8)
