@@ -1,6 +1,6 @@
 """
 CartPole from scratch until it is solved, in 8, 64 and 256 environments: CPU seconds, steps, and the share of the steps that
-is thrown away because an environment with its quota waits for the others.
+is discarded because an environment with its quota waits for the others.
 
     python -m benchmarks.many_environments run [--settings ...] [--seeds ...] [--workers 1]    # goes on where it stopped
     python -m benchmarks.many_environments report [--seeds ...]
@@ -206,7 +206,7 @@ def report(folder: Path, seeds: list[int]) -> str:
         solved = f"{sum(int(run['solved']) for run in runs.values())} of {len(runs)}"
         cells = [number(middle[column]) for column in ("timesteps", "updates", "cpu_seconds")]
         rows.append([name, solved, *cells, number(ratio), f"{middle['discarded']:.0%}"])
-    header = ["environments", "solved", "steps", "updates", "CPU seconds", "of 8 Dummy's", "thrown away"]
+    header = ["environments", "solved", "steps", "updates", "CPU seconds", "of 8 Dummy's", "discarded"]
     return markdown(header, rows)
 
 
