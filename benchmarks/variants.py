@@ -5,9 +5,9 @@ Masks and memory: MaskableREINFORCE beside MaskablePPO, RecurrentREINFORCE besid
     python -m benchmarks.variants speed [--rounds 5]
     python -m benchmarks.variants report [--page BENCHMARKS.md]
 
-Masked tasks: all with their defaults. Recurrent tasks: each with its entry, ours in ``zoo_configs/reinforce_lstm.yml``,
-RL Zoo's own for RecurrentPPO. The environments and the number of steps are the same. Each run is a CSV of its own, whose
-last row is the final evaluation of 20 deterministic episodes.
+Masked tasks: all with their defaults, and ours also with its entry where there is one. Recurrent tasks: each with its entry,
+ours in ``zoo_configs/reinforce_lstm.yml``, RL Zoo's own for RecurrentPPO. The environments and the number of steps are the
+same. Each run is a CSV of its own, whose last row is the final evaluation of 20 deterministic episodes.
 """
 
 import argparse
@@ -44,6 +44,8 @@ TASKS = {
     "InvalidActions": Task(100_000),
     "WalledGrid": Task(100_000),
     "JobShop": Task(100_000),
+    "InvalidActions, entry": Task(100_000, "InvalidActions-v0"),
+    "Taxi, entry": Task(300_000, "Taxi-v4"),
     "CartPoleNoVel": Task(100_000, "CartPoleNoVel-v1"),
     "PendulumNoVel": Task(100_000, "PendulumNoVel-v1"),
     "MountainCarContinuousNoVel": Task(300_000, "MountainCarContinuousNoVel-v0"),
@@ -68,15 +70,25 @@ class Run(NamedTuple):
     @property
     def path(self) -> Path:
         """The file of its results."""
-        return self.folder / self.task / f"{self.algo}-{self.seed}.csv"
+        return self.folder / self.task.replace(", ", "_") / f"{self.algo}-{self.seed}.csv"
 
 
-def algos_of(task: str) -> tuple[str, str]:
+def algos_of(task: str) -> tuple[str, ...]:
     """
     :param task: A name of :data:`TASKS`
-    :return: Ours, and the other
+    :return: Ours, and the other, if it has an entry as well or both have none
     """
-    return MASKED if TASKS[task].entry is None else RECURRENT
+    if is_recurrent(task):
+        return RECURRENT
+    return MASKED if TASKS[task].entry is None else MASKED[:1]
+
+
+def is_recurrent(task: str) -> bool:
+    """
+    :param task: A name of :data:`TASKS`
+    :return: Whether it needs a memory
+    """
+    return task.endswith("NoVel")
 
 
 def make_env(task: str) -> Any:
@@ -90,24 +102,25 @@ def make_env(task: str) -> Any:
     from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 
     from examples.scheduling.job_shop import JobShop
-    from sb3_reinforce.zoo.masked_environments import WalledGrid
+    from sb3_reinforce.zoo.masked_environments import InfoMasks, WalledGrid
 
-    if task.endswith("NoVel"):
+    if is_recurrent(task):
         name, version = TASKS[task].entry.replace("NoVel", "").rsplit("-v", 1)  # type: ignore[union-attr]
         return MaskVelocityWrapper(gym.make(f"{name}-v{version}"))
     makers: dict[str, Callable[[], Any]] = {
         "InvalidActions": lambda: InvalidActionEnvDiscrete(dim=80, n_invalid_actions=60),
         "WalledGrid": lambda: TimeLimit(WalledGrid(), WalledGrid.MAX_STEPS),
         "JobShop": JobShop,
+        "Taxi": lambda: InfoMasks(gym.make("Taxi-v4")),
     }
-    return makers[task]()
+    return makers[task.removesuffix(", entry")]()
 
 
 def entry_of(algo: str, task: str) -> dict[str, Any]:
     """
     :param algo: A name of :data:`ALGOS`
     :param task: A name of :data:`TASKS`
-    :return: The hyperparameters; none for the masked tasks
+    :return: The hyperparameters; none for the masked tasks without an entry
     """
     import rl_zoo3
     import yaml
@@ -117,8 +130,8 @@ def entry_of(algo: str, task: str) -> dict[str, Any]:
     if TASKS[task].entry is None:
         return {}
     file = (
-        default_config("reinforce_lstm")
-        if algo in RECURRENT[:1]
+        default_config("reinforce_lstm" if is_recurrent(task) else "reinforce_mask")
+        if algo in (RECURRENT[0], MASKED[0])
         else Path(rl_zoo3.__file__).parent / "hyperparams/ppo_lstm.yml"
     )
     return yaml.safe_load(file.read_text())[TASKS[task].entry]
@@ -142,7 +155,8 @@ def build(algo: str, task: str, seed: int, **change: Any) -> tuple[Any, Any]:
     entry = entry_of(algo, task)
     n_envs, normalize = entry.pop("n_envs", N_ENVS), entry.pop("normalize", False)
     policy = entry.pop("policy", "MlpPolicy" if algo in MASKED else "MlpLstmPolicy")
-    entry.pop("n_timesteps", None)
+    for name in ("n_timesteps", "env_wrapper"):  # the wrapper is part of the task
+        entry.pop(name, None)
     if "policy_kwargs" in entry:
         entry["policy_kwargs"] = eval(entry["policy_kwargs"], {"nn": nn})
     rate = entry.get("learning_rate")
@@ -275,9 +289,11 @@ def report(folder: Path) -> str:
     for task, (n_steps, _) in TASKS.items():
         cells, seconds = [], []
         for algo in algos_of(task):
-            runs = [read(path) for path in sorted((folder / task).glob(f"{algo}-*.csv"))]
+            paths = Run(algo, task, 0, folder).path.parent.glob(f"{algo}-*.csv")
+            runs = [read(path) for path in sorted(paths)]
             cells.append(spread(pd.Series([run["eval_mean"] for run in runs], dtype=float)))
             seconds.append(number(statistics.mean(run["cpu_seconds"] for run in runs)) if runs else "-")
+        cells, seconds = ([*some, "-"][:2] for some in (cells, seconds))
         rows.append([task, f"{n_steps:,}", *cells, " / ".join(seconds)])
     return markdown(["task", "steps", "ours", "PPO", "CPU seconds, ours / PPO"], rows)
 
