@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.env_checker import check_env
 
+from sb3_reinforce import MaskableREINFORCE
 from sb3_reinforce.zoo.masked_environments import InfoMasks, WalledGrid
 from tests.helpers import slow
 from tests.zoo.test_zoo import zoo
@@ -88,6 +89,12 @@ def test_a_misspelled_argument_of_a_variant_is_named(tmp_path: Path) -> None:
     common = ["--algo", "reinforce_lstm", "--env", "CartPoleNoVel-v1", "-n", "100"]
     output = zoo("train", *common, "-params", "max_sequence_lenght:3", folder=tmp_path, status=1)
     assert "max_sequence_lenght" in output and "max_sequence_length" in output
+
+
+def test_the_entry_of_an_environment_that_is_registered_here_trains(tmp_path: Path) -> None:
+    zoo("train", "--algo", "reinforce_mask", "--env", "InvalidActions-v0", "-n", "2000", "-f", "logs/", folder=tmp_path)
+    model = MaskableREINFORCE.load(next(tmp_path.glob("logs/reinforce_mask/InvalidActions-v0_1/InvalidActions-v0.zip")))
+    assert (model.gamma, model.action_space.n) == (0.0, 80)
 
 
 @pytest.mark.parametrize("new_walls", [False, True])
