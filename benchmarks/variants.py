@@ -99,16 +99,16 @@ def make_env(task: str) -> Any:
     import gymnasium as gym
     from gymnasium.wrappers import TimeLimit
     from rl_zoo3.wrappers import MaskVelocityWrapper
-    from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 
     from examples.scheduling.job_shop import JobShop
-    from sb3_reinforce.zoo.masked_environments import InfoMasks, WalledGrid
+    from sb3_reinforce.zoo.masked_environments import InfoMasks, WalledGrid, register_environments
 
+    register_environments()
     if is_recurrent(task):
         name, version = TASKS[task].entry.replace("NoVel", "").rsplit("-v", 1)  # type: ignore[union-attr]
         return MaskVelocityWrapper(gym.make(f"{name}-v{version}"))
     makers: dict[str, Callable[[], Any]] = {
-        "InvalidActions": lambda: InvalidActionEnvDiscrete(dim=80, n_invalid_actions=60),
+        "InvalidActions": lambda: gym.make("InvalidActions-v0").unwrapped,
         "WalledGrid": lambda: TimeLimit(WalledGrid(), WalledGrid.MAX_STEPS),
         "JobShop": JobShop,
         "Taxi": lambda: InfoMasks(gym.make("Taxi-v4")),

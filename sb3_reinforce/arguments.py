@@ -126,7 +126,7 @@ def as_plain_number(value: Any) -> Any:
     :return: The same, with numbers as Python's own. NumPy's would pass the precision of their dtype on to products, and
         in some places SB3 takes only Python's
     """
-    if isinstance(value, np.number):
+    if isinstance(value, np.number | np.bool_):
         return value.item()
     return float(value) if isinstance(value, Real) and not isinstance(value, int | float) else value
 

@@ -7,9 +7,6 @@ import numpy as np
 
 T = TypeVar("T")
 
-#: A sum or a deviation that is smaller than this, relative to the numbers, is a rounding error
-ROUNDING = 4 * float(np.finfo(np.float32).eps)
-
 _ZEROS: dict[tuple[int, np.dtype], np.ndarray] = {}
 
 

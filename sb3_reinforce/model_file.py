@@ -100,7 +100,7 @@ def is_own(items: Mapping[str, Any]) -> bool:
     :param items: The items of a file
     :return: Whether this package has written it, and not another algorithm
     """
-    return _OWN_ARGUMENT in items
+    return VERSION in items or _OWN_ARGUMENT in items
 
 
 @contextmanager

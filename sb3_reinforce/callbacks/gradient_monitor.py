@@ -19,7 +19,7 @@ from sb3_reinforce.callbacks.noise import EstimateNoise, divide, divisor_shares,
 from sb3_reinforce.distributed.workers import ALONE
 from sb3_reinforce.monte_carlo.baselines import NAMED, Baseline, make_baseline
 from sb3_reinforce.monte_carlo.episodes import Episodes
-from sb3_reinforce.monte_carlo.groups import group_scales
+from sb3_reinforce.monte_carlo.groups import centered_within_groups, group_scales
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.advantages import advantages_under
 from sb3_reinforce.rollout.sb3_buffer import read_in_order
@@ -346,7 +346,8 @@ def present_weighting(model: REINFORCE, batch: Batch) -> Weighting:
 def _in_present_units(model: REINFORCE, buffer: EpisodeRolloutBuffer, advantages: np.ndarray) -> np.ndarray:
     """The advantages of another baseline, divided by the deviations of the present ones, so that both can be compared."""
     if model.normalize_advantage == "group":
-        return advantages * group_scales(buffer.advantages, buffer.returns, buffer.episodes, model.group_size)
+        scales = group_scales(buffer.advantages, buffer.returns, buffer.episodes, model.group_size)
+        return centered_within_groups(advantages, buffer.episodes, model.group_size) * scales
     if model.normalize_advantage and len(buffer.advantages) > 1:
         return (advantages - advantages.mean()) / (float(buffer.advantages.std(ddof=1)) + 1e-8)
     return advantages

@@ -205,7 +205,9 @@ def _messages() -> "dist.Store | None":
         store = _job.store if _job.store is not None else dist.distributed_c10d._get_default_store()
     except (RuntimeError, ValueError):
         return None
-    return dist.PrefixStore(f"sb3_reinforce_messages/{_job.generation}", store)
+    # A process group that the user has initialized: torchrun keeps its store when it starts the workers again
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"sb3_reinforce_messages/{attempt}/{_job.generation}", store)
 
 
 def _first_failure(own: str | None) -> str | None:

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from sb3_reinforce.finite import ROUNDING
 from sb3_reinforce.monte_carlo.episodes import Episodes
+from sb3_reinforce.monte_carlo.returns import ROUNDING
 
 
+@np.errstate(all="ignore")  # what is not finite in the end is found where it is used
 def normalized_within_groups(advantages: np.ndarray, returns: np.ndarray, episodes: Episodes, group_size: int) -> np.ndarray:
     r"""
     Advantages with mean 0 and deviation 1 over the timesteps of each group: :math:`(A_t - \bar A_g) / \sigma_g`. With one
@@ -17,10 +18,20 @@ def normalized_within_groups(advantages: np.ndarray, returns: np.ndarray, episod
     :param returns: Returns, shape ``(n_timesteps,)``
     :param episodes: How the timesteps divide into episodes
     :param group_size: This many environments at a time have started from the same seed
-    :return: Shape ``(n_timesteps,)``, float32; zero in a group whose advantages differ by rounding errors alone
+    :return: Shape ``(n_timesteps,)``, float32; zero in a group of which nothing can be learned, see :func:`group_scales`
     """
-    means = _mean(advantages, _group_ids(episodes, group_size))
-    return ((advantages - means) * group_scales(advantages, returns, episodes, group_size)).astype(np.float32)
+    scales = group_scales(advantages, returns, episodes, group_size)
+    return (centered_within_groups(advantages, episodes, group_size) * scales).astype(np.float32)
+
+
+def centered_within_groups(advantages: np.ndarray, episodes: Episodes, group_size: int) -> np.ndarray:
+    """
+    :param advantages: Advantages, shape ``(n_timesteps,)``
+    :param episodes: How the timesteps divide into episodes
+    :param group_size: This many environments at a time have started from the same seed
+    :return: The advantages without the mean of each group, shape ``(n_timesteps,)``, float64
+    """
+    return advantages - _mean(advantages, _group_ids(episodes, group_size))
 
 
 def group_scales(advantages: np.ndarray, returns: np.ndarray, episodes: Episodes, group_size: int) -> np.ndarray:
@@ -30,13 +41,18 @@ def group_scales(advantages: np.ndarray, returns: np.ndarray, episodes: Episodes
     :param episodes: See there
     :param group_size: See there
     :return: :math:`1 / \sigma_g` for each timestep, shape ``(n_timesteps,)``, float64; zero in a group whose advantages differ
-        by rounding errors alone
+        by rounding errors alone, or whose episodes have all the same return
     """
-    group_ids = _group_ids(episodes, group_size)
-    sizes = np.bincount(group_ids)[group_ids]
-    variances = _mean((advantages - _mean(advantages, group_ids)) ** 2, group_ids) * sizes / np.maximum(sizes - 1, 1)
-    deviations, rounding = np.sqrt(variances), ROUNDING * np.sqrt(_mean(np.square(returns, dtype=np.float64), group_ids))
-    return np.divide(1.0, deviations, out=np.zeros_like(deviations), where=deviations > rounding)
+    group_ids, of_episodes = _group_ids(episodes, group_size), _group_ids(episodes, group_size)[episodes.starts]
+    n_timesteps = np.bincount(group_ids)
+    variances = _mean(centered_within_groups(advantages, episodes, group_size) ** 2, group_ids)
+    deviations = np.sqrt(variances * (n_timesteps / np.maximum(n_timesteps - 1, 1))[group_ids])
+    rounding = ROUNDING * _largest(np.abs(returns), group_ids)
+    # What differs then are the critic's errors, or the timesteps
+    whole = returns[episodes.starts]
+    differ = (_largest(whole, of_episodes) + _largest(-whole, of_episodes))[group_ids] > rounding[group_ids]
+    useful = differ & (deviations > rounding[group_ids])
+    return np.divide(1.0, deviations, out=np.zeros_like(deviations), where=useful)
 
 
 def _group_ids(episodes: Episodes, group_size: int) -> np.ndarray:
@@ -46,3 +62,10 @@ def _group_ids(episodes: Episodes, group_size: int) -> np.ndarray:
 def _mean(values: np.ndarray, group_ids: np.ndarray) -> np.ndarray:
     """The mean of each timestep's group, in float64."""
     return (np.bincount(group_ids, values) / np.bincount(group_ids))[group_ids]
+
+
+def _largest(values: np.ndarray, group_ids: np.ndarray) -> np.ndarray:
+    """The largest value of each group."""
+    largest = np.full(group_ids.max() + 1, -np.inf)
+    np.maximum.at(largest, group_ids, values)
+    return largest

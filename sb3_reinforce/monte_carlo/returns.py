@@ -9,6 +9,9 @@ import numpy as np
 
 from sb3_reinforce.monte_carlo.episodes import Episodes
 
+#: A sum or a deviation that is smaller than this, relative to the numbers, is a rounding error
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
+
 
 def discounted_sums(x: np.ndarray, discount: float, lengths: np.ndarray) -> np.ndarray:
     r"""

@@ -18,7 +18,7 @@ from sb3_reinforce.actor_critic.parameters import Parameters
 from sb3_reinforce.actor_critic.state import detached, evaluation_mode, forget_graphs, kept_buffers, restored_on_error
 from sb3_reinforce.arguments import check_number
 from sb3_reinforce.distributed.workers import ALONE, Alone
-from sb3_reinforce.finite import ROUNDING
+from sb3_reinforce.monte_carlo.returns import ROUNDING
 from sb3_reinforce.update.fisher import (
     SOLVER_NORM,
     Fisher,
@@ -314,7 +314,7 @@ def check_second_derivative(actor_critic: ActorCritic) -> None:
             fisher = make_fisher(actor_critic, batch, parameters, ALONE)
             if fisher.parameters:
                 # gSDE takes no derivative of its deviation by the features, on purpose
-                if not getattr(policy, "use_sde", False):
+                if not (getattr(policy, "use_sde", False) and not getattr(policy.action_dist, "learn_features", False)):
                     check_curvature(actor_critic, batch, fisher)
             elif parameters:
                 raise NoNaturalStepError(
@@ -365,8 +365,8 @@ def check_curvature(actor_critic: ActorCritic, batch: Batch, fisher: Fisher) -> 
         is_wrong = divergence_at(TRIED_LENGTH) > TRIED_KL[-1]
     else:
         measured = [_measured_curvature(divergence_at, kl, math.sqrt(2.0 * kl / curvature)) for kl in TRIED_KL]
-        # Where the divergence is not quadratic, two lengths find two curvatures, and nothing is known
-        is_known = abs(measured[-1] - measured[-2]) < MISMATCH * measured[-1]
+        # Where the divergence is not quadratic, other lengths find other curvatures, and nothing is known
+        is_known = max(measured) - min(measured) < MISMATCH * min(measured) and not any(map(math.isnan, measured))
         is_wrong = is_known and not any(abs(each - curvature) <= MISMATCH * curvature for each in measured)
     if is_wrong:
         raise NoNaturalStepError(

@@ -18,7 +18,7 @@ from torch import nn
 
 from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.distributed.workers import Alone
-from sb3_reinforce.finite import ROUNDING
+from sb3_reinforce.monte_carlo.returns import ROUNDING
 
 #: Share of the newest batch in the statistics, once there have been as many batches as its inverse
 NEWEST = 0.1

@@ -113,6 +113,7 @@ def register_environments() -> None:
     if "WalledGrid-v0" not in gym.registry:
         entry_point = f"{WalledGrid.__module__}:{WalledGrid.__name__}"
         gym.register("WalledGrid-v0", entry_point=entry_point, max_episode_steps=WalledGrid.MAX_STEPS)
+    if "InvalidActions-v0" not in gym.registry:
         # sb3-contrib's test environment: the observation says which of 80 actions pays, and 60 others are not allowed
         entry_point = "sb3_contrib.common.envs:InvalidActionEnvDiscrete"
         gym.register("InvalidActions-v0", entry_point=entry_point, kwargs={"dim": 80, "n_invalid_actions": 60})

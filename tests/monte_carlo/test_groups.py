@@ -49,3 +49,14 @@ def test_advantages_that_differ_by_rounding_errors_alone_are_zero(size: float) -
     advantages = returns - np.repeat([size, 2.5 * size], 6).astype(np.float32)
     found = normalized_within_groups(advantages, returns, episodes, 2)
     assert not found[:6].any() and found[6:].all()
+
+
+@pytest.mark.parametrize("reward_to_go", [True, False])
+def test_attempts_with_the_same_return_teach_nothing_whatever_the_critic_and_the_timesteps_say(reward_to_go: bool) -> None:
+    episodes = Episodes(np.full(4, 3), np.arange(4), np.zeros(4, int))
+    returns = np.array([3, 2, 1] * 3 + [4, 2, 1], np.float32)  # the last episode of the second group alone is another one
+    if not reward_to_go:
+        returns = np.repeat(returns[::3], 3)
+    errors_of_the_critic = np.random.default_rng(0).normal(size=12).astype(np.float32)
+    found = normalized_within_groups(returns - errors_of_the_critic, returns, episodes, 2)
+    assert not found[:6].any() and found[6:].all()

@@ -102,7 +102,7 @@ BAD_VALUES: list[tuple[str, list[Any], str]] = [
     ("complete_episodes", [None, 0, "no"], "True or False"),
     ("bootstrap_on_truncation", [None, 1], "True or False"),
     ("discount_state_distribution", [None, 1], "True or False"),
-    ("normalize_advantage", [None, 1], "True or False"),
+    ("normalize_advantage", [None, 1], "True, False or 'group'"),
     ("natural_gradient", [0, 1, "yes"], "True, False or None"),
     ("target_kl", [0, -0.01, math.nan, math.inf, 10**400, "0.01", None, True], "number greater than 0 or a schedule"),
     ("cg_max_steps", [0, -1, 2.5, "10", None, True], "integer of at least 1"),

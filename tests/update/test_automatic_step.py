@@ -357,3 +357,15 @@ def test_gsde_which_leaves_out_a_derivative_on_purpose_has_natural_steps(seed: i
     th.manual_seed(seed)
     policy = ActorCriticPolicy(VECTOR, ACTIONS["box"], lambda _: 1e-3, use_sde=True)
     check_second_derivative(make_actor_critic(policy))
+
+
+def test_a_policy_with_kinks_that_has_become_nearly_certain_keeps_natural_steps() -> None:
+    th.manual_seed(28)
+    box, actions = spaces.Box(-np.inf, np.inf, (5,), np.float32), spaces.MultiDiscrete([3, 4])
+    policy = ActorCriticPolicy(box, actions, lambda _: 1e-3, activation_fn=nn.ReLU)
+    with th.no_grad():
+        for weights in policy.mlp_extractor.policy_net.parameters():
+            weights.mul_(5.0)
+        policy.action_net.weight.mul_(300.0)
+        policy.action_net.bias[0] += 53.7
+    check_second_derivative(make_actor_critic(policy))
