@@ -101,12 +101,11 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         :param include: Names of attributes that might be excluded but should be included anyway
         :raises OSError: If the file cannot be written; what was at its place is then unchanged
         """
-        is_path = not isinstance(path, io.BufferedIOBase)
-        file: Any = io.BytesIO() if is_path else path
+        file: Any = path if isinstance(path, io.BufferedIOBase) else io.BytesIO()
         with self._player.start.put_into(self):
             super().save(file, exclude, include)
-        if is_path:
-            model_file.write(path, file.getbuffer())  # type: ignore[arg-type]
+        if not isinstance(path, io.BufferedIOBase):
+            model_file.write(path, file.getbuffer())
 
     def _excluded_save_params(self) -> list[str]:
         own = ["workers", "_seeded_env", "_player", "_advisor", "_policy_steps", "_made_schedule"]

@@ -31,7 +31,7 @@ def centered_within_groups(advantages: np.ndarray, episodes: Episodes, group_siz
     :param group_size: This many environments at a time have started from the same seed
     :return: The advantages without the mean of each group, shape ``(n_timesteps,)``, float64
     """
-    return advantages - _mean(advantages, _group_ids(episodes, group_size))
+    return advantages - _mean(advantages, np.repeat(_group_ids(episodes, group_size), episodes.lengths))
 
 
 def group_scales(advantages: np.ndarray, returns: np.ndarray, episodes: Episodes, group_size: int) -> np.ndarray:
@@ -43,7 +43,8 @@ def group_scales(advantages: np.ndarray, returns: np.ndarray, episodes: Episodes
     :return: :math:`1 / \sigma_g` for each timestep, shape ``(n_timesteps,)``, float64; zero in a group whose advantages differ
         by rounding errors alone, or whose episodes have all the same return
     """
-    group_ids, of_episodes = _group_ids(episodes, group_size), _group_ids(episodes, group_size)[episodes.starts]
+    of_episodes = _group_ids(episodes, group_size)
+    group_ids = np.repeat(of_episodes, episodes.lengths)
     n_timesteps = np.bincount(group_ids)
     variances = _mean(centered_within_groups(advantages, episodes, group_size) ** 2, group_ids)
     deviations = np.sqrt(variances * (n_timesteps / np.maximum(n_timesteps - 1, 1))[group_ids])
@@ -56,7 +57,8 @@ def group_scales(advantages: np.ndarray, returns: np.ndarray, episodes: Episodes
 
 
 def _group_ids(episodes: Episodes, group_size: int) -> np.ndarray:
-    return np.unique(np.repeat(episodes.env_ids // group_size, episodes.lengths), return_inverse=True)[1]
+    """The index of each episode's group."""
+    return np.unique(episodes.env_ids // group_size, return_inverse=True)[1]
 
 
 def _mean(values: np.ndarray, group_ids: np.ndarray) -> np.ndarray:
