@@ -4,7 +4,7 @@ from sb3_reinforce.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_reinforce.callbacks import GradientMonitor
 from sb3_reinforce.maskable.reinforce import MaskableREINFORCE
 from sb3_reinforce.monte_carlo.baselines import Baseline
-from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SmallCnnPolicy
 from sb3_reinforce.recurrent.maskable import MaskableRecurrentREINFORCE
 from sb3_reinforce.recurrent.reinforce import RecurrentREINFORCE
 from sb3_reinforce.reinforce import REINFORCE
@@ -24,4 +24,5 @@ __all__ = [
     "MultiInputPolicy",
     "PolicyStep",
     "RecurrentREINFORCE",
+    "SmallCnnPolicy",
 ]

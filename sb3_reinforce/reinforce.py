@@ -24,7 +24,7 @@ from sb3_reinforce.distributed import ALONE, Alone, local_device, n_launched
 
 from sb3_reinforce.finite import check_finite, without_underflow
 from sb3_reinforce.monte_carlo.baselines import Baseline, BaselineFunction, make_baseline
-from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SmallCnnPolicy
 from sb3_reinforce.resumable import ResumableAlgorithm
 from sb3_reinforce.rollout import sb3_buffer
 from sb3_reinforce.rollout.callback_locals import RolloutCallbacks
@@ -171,6 +171,7 @@ class REINFORCE(ResumableAlgorithm):
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
+        "SmallCnnPolicy": SmallCnnPolicy,
     }
     #: The class that the policy must be derived from
     policy_base: ClassVar[type[BasePolicy]] = ActorCriticPolicy

@@ -22,6 +22,7 @@ from sb3_reinforce.recurrent.maskable import MaskableRecurrentREINFORCE
 from sb3_reinforce.recurrent.reinforce import RecurrentREINFORCE
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.zoo.masked_environments import register_environments
+from sb3_reinforce.zoo.minatar import register_games
 from sb3_reinforce.zoo.search import (
     convert_recurrent_params,
     convert_reinforce_params,
@@ -79,6 +80,7 @@ def register() -> None:
         hyperparams_opt.HYPERPARAMS_SAMPLER.setdefault(algo, sampler)
         hyperparams_opt.HYPERPARAMS_CONVERTER.setdefault(algo, converter)
     register_environments()
+    register_games()
 
     exp_manager = sys.modules.get(_EXP_MANAGER)
     if exp_manager is None:
