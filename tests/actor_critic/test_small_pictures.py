@@ -50,7 +50,7 @@ class Lamp(gym.Env[np.ndarray, Any]):
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.float32])
 def test_where_the_light_is_in_a_small_picture_is_learned(dtype: Any, tmp_path: Path) -> None:
     model = REINFORCE("SmallCnnPolicy", Lamp(dtype), n_steps=256, seed=0, device="cpu").learn(6_000)
-    assert evaluate_policy(model, vec(Lamp(dtype)), 10)[0] > 7.5
+    assert evaluate_policy(model, vec(Lamp(dtype)), 20)[0] > 7
     model.save(tmp_path / "lamp")
     loaded = REINFORCE.load(tmp_path / "lamp", device="cpu")
     obs = Lamp(dtype).reset(seed=3)[0]

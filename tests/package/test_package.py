@@ -225,7 +225,7 @@ def imports_of(module: str) -> set[str]:
 
 #: The wings, from the ground up. A module imports from its own wing and from those further down
 FLOORS = [
-    {"envs", "finite", "monte_carlo", "version"},
+    {"envs", "extractors", "finite", "monte_carlo", "version"},
     {"arguments", "model_file"},
     {"buffers", "policies", "distributed"},
     {"actor_critic"},
