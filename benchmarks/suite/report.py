@@ -173,13 +173,14 @@ def summary(runs: pd.DataFrame, tasks: Iterable[str], n_steps: int) -> str:
     single, many = (of_steps[of_steps["n_envs"] == n_envs] for n_envs in (1, N_ENVS))
     groups = {NAMES[algo]: single[single["algo"] == algo] for algo in ALGOS}
     groups[f"REINFORCE, {N_ENVS} environments"] = many[many["algo"] == OURS]
-    data, kept = {}, set()
-    for name, group in groups.items():
-        data[name], found = scores(group, single, tasks)
-        kept |= set(found)
-    means = iqm(data)
-    rows = [[name, str(len(data[name])), means[name]] for name in data if name in means]
-    return f"Over {len(kept)} of {len(tasks)} tasks.\n\n" + markdown(["", "seeds", "IQM (PPO = 1, random = 0)"], rows)
+    found = {name: scores(group, single, tasks) for name, group in groups.items()}
+    means = iqm({name: matrix for name, (matrix, _) in found.items()})
+    rows = [
+        [name, f"{len(kept)} of {len(tasks)}", str(len(found[name][0])), means[name]]
+        for name, (_, kept) in found.items()
+        if name in means
+    ]
+    return markdown(["", "tasks", "seeds", "IQM (PPO = 1, random = 0)"], rows)
 
 
 def front(folder: Path = RESULTS) -> str:
@@ -229,7 +230,7 @@ def advice_table(runs: pd.DataFrame) -> str:
         rows.append(
             [name, *(f"{len(some)} of {len(group)}" for some, group in zip(warned, groups, strict=True)), ", ".join(where)]
         )
-    return markdown(["warning", "healthy runs", "other runs", "on"], rows)
+    return markdown(["warning", "healthy runs", "other runs", "on"], rows) if rows else f"None in {len(ours)} runs."
 
 
 def changes(folder: Path = RESULTS) -> str:
@@ -273,16 +274,16 @@ def report(folder: Path = RESULTS) -> str:
     :raises ValueError: If a result is damaged
     """
     runs = read(reported(folder))
-    parts = [
-        f"After {N_STEPS:,} timesteps:",
-        table(runs, TASKS, N_STEPS),
-        summary(runs, TASKS, N_STEPS),
-        f"REINFORCE's worst seed after {N_STEPS:,} timesteps:",
-        worst(runs),
-        f"After {N_MORE_STEPS:,} timesteps:",
-        table(runs, UNTOUCHED, N_MORE_STEPS),
-        summary(runs, UNTOUCHED, N_MORE_STEPS),
+    parts = [f"After {N_STEPS:,} timesteps:", table(runs, TASKS, N_STEPS), summary(runs, TASKS, N_STEPS)]
+    parts += [f"REINFORCE's worst seed after {N_STEPS:,} timesteps:", worst(runs)]
+    if (runs["n_steps"] == N_MORE_STEPS).any():
+        parts += [
+            f"After {N_MORE_STEPS:,} timesteps:",
+            table(runs, UNTOUCHED, N_MORE_STEPS),
+            summary(runs, UNTOUCHED, N_MORE_STEPS),
+        ]
+    parts += [
         f"Warnings in REINFORCE's runs of {N_STEPS:,} timesteps (healthy: a score of at least {HEALTHY}):",
-        advice_table(runs) if (runs["algo"] == OURS).any() else "None yet.",
+        advice_table(runs),
     ]
     return "\n\n".join(parts)

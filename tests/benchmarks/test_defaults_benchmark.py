@@ -142,10 +142,14 @@ def test_the_report_measures_between_random_actions_and_ppo(tmp_path: Path) -> N
     assert (
         "| CartPole-v1 | -100 | 200 ± 0.000 (3) | - | 100 ± 70.7 (2) | - | - | 100 ± 0.000 (3) | 11.0 / 10.5 / - / - |" in text
     )
-    assert "Over 4 of 24 tasks." in text
-    assert "| REINFORCE | 3 | 1.50 [1.50, 1.50] |" in text
-    assert "| REINFORCE, 8 environments | 3 | 1.00 [1.00, 1.00] |" in text
-    assert "| PPO | 2 | 1.00 [" in text
+    assert "| REINFORCE | 4 of 24 | 3 | 1.50 [1.50, 1.50] |" in text
+    assert "| REINFORCE, 8 environments | 4 of 24 | 3 | 1.00 [1.00, 1.00] |" in text
+    assert "| PPO | 4 of 24 | 2 | 1.00 [" in text
+    assert "None in 24 runs." in text
+    assert "300,000" not in text
+    write(tmp_path, "random", "Walker2d-v5", [0.0], n_steps=0)
+    write(tmp_path, "reinforce", "Walker2d-v5", [300.0], n_steps=300_000)
+    assert "After 300,000 timesteps:\n\n| task |" in report.report(tmp_path)
 
 
 def test_changes_are_compared_on_the_tasks_and_seeds_that_both_have(tmp_path: Path) -> None:
