@@ -52,6 +52,12 @@ class MaskedRecurrentPolicySampler(_WithMasks, RecurrentPolicySampler):
     :param n_envs: Number of environments
     """
 
+    def act(self, obs: Any, timestep: Timestep) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
+        actions, *evaluated = super().act(obs, timestep)
+        if self.reader is not None:
+            self.reader.check_allowed(actions, self.extras["action_masks"], self.policy, timestep)
+        return actions, *evaluated  # type: ignore[return-value]
+
 
 class MaskedRecurrentActorSampler(_WithMasks, RecurrentActorSampler):
     """
