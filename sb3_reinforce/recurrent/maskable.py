@@ -153,7 +153,7 @@ class SeparableMaskableRecurrentActorCritic(SeparableRecurrentActorCritic):
         return list(make_distributions(logits, piece.extras.get("action_masks"), self.layout.sizes))
 
 
-class MaskableRecurrentREINFORCE(MaskableREINFORCE, RecurrentREINFORCE):
+class MaskableRecurrentREINFORCE(MaskableREINFORCE, RecurrentREINFORCE):  # type: ignore[misc]
     """
     REINFORCE with an LSTM whose actions are drawn among those that the state allows: :class:`RecurrentREINFORCE` and
     :class:`MaskableREINFORCE` in one. The policies are our own, as sb3-contrib has none with both.
