@@ -89,7 +89,8 @@ class MaskLayout:
             array = array.reshape(-1)
         if array is None or array.shape != (self.n,):
             raise ValueError(f"The action mask must have the shape ({self.n},){self._or_parts()}, got {_form(mask)}{where}.")
-        if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+        # `isin` takes ten times as long
+        if array.dtype.kind not in "biuf" or not ((array == 0) | (array == 1)).all():
             raise ValueError(f"The action mask must hold booleans, or zeros and ones, got {mask!r}{where}.")
         return array.astype(bool)
 

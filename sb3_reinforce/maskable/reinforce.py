@@ -66,9 +66,8 @@ class MaskableREINFORCE(REINFORCE):
     @property
     def largest_entropy(self) -> float:
         """The entropy of a policy to which all allowed actions are alike, on average over the rollout."""
-        if not self._use_masking:
-            return super().largest_entropy
-        return MaskLayout(self.action_space).largest_entropy(self.rollout_buffer.action_masks)  # type: ignore[attr-defined]
+        masks = self.rollout_buffer.extras.get("action_masks")  # type: ignore[attr-defined]
+        return super().largest_entropy if masks is None else MaskLayout(self.action_space).largest_entropy(masks)
 
     def _check_environment(self) -> None:
         super()._check_environment()

@@ -66,6 +66,26 @@ class MaskReader:
             )
         return masks.copy() if masks is given else masks
 
+    def check_allowed(self, actions: th.Tensor, masks: np.ndarray, policy: object, timestep: Timestep) -> None:
+        """
+        Check the actions of a policy of the user's own, which may forget the masks.
+
+        :param actions: Actions, shape ``(n_envs, *action_shape)``
+        :param masks: Masks, shape ``(n_envs, n_choices)``
+        :param policy: The policy
+        :param timestep: Gives the timestep within its episode that an environment is at
+        :raises ValueError: If an action is not allowed
+        """
+        taken = actions.cpu().numpy()
+        columns = taken.reshape(len(taken), -1).astype(int) + self.layout.starts
+        allowed = np.take_along_axis(masks, columns, axis=1).all(axis=1)
+        if not allowed.all():
+            env_id = int(allowed.argmin())
+            raise ValueError(
+                f"The actions of {type(policy).__name__} must be allowed by `action_masks`, got {taken[env_id]} in "
+                f"environment {env_id} at timestep {timestep(env_id)} of its episode."
+            )
+
 
 class MaskablePolicySampler(PolicySampler):
     """
@@ -85,19 +105,8 @@ class MaskablePolicySampler(PolicySampler):
     def act(self, obs: th.Tensor | dict[str, th.Tensor], timestep: Timestep) -> tuple[th.Tensor, ...]:  # type: ignore[override]
         self.extras = {"action_masks": self.reader(timestep)}
         actions, *evaluated = self.policy(obs, **self.extras)
-        self._check_allowed(actions.cpu().numpy(), timestep)
+        self.reader.check_allowed(actions, self.extras["action_masks"], self.policy, timestep)
         return actions, *evaluated
-
-    def _check_allowed(self, actions: np.ndarray, timestep: Timestep) -> None:
-        """A policy of the user's own may forget the masks."""
-        columns = actions.reshape(len(actions), -1).astype(int) + self.reader.layout.starts
-        allowed = np.take_along_axis(self.extras["action_masks"], columns, axis=1).all(axis=1)
-        if not allowed.all():
-            env_id = int(allowed.argmin())
-            raise ValueError(
-                f"The actions of {type(self.policy).__name__} must be allowed by `action_masks`, got {actions[env_id]} in "
-                f"environment {env_id} at timestep {timestep(env_id)} of its episode."
-            )
 
 
 class MaskableActorSampler(MaskablePolicySampler):

@@ -52,6 +52,12 @@ class MaskedRecurrentPolicySampler(_WithMasks, RecurrentPolicySampler):
     :param n_envs: Number of environments
     """
 
+    def act(self, obs: Any, timestep: Timestep) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
+        actions, *evaluated = super().act(obs, timestep)
+        if self.reader is not None:
+            self.reader.check_allowed(actions, self.extras["action_masks"], self.policy, timestep)
+        return actions, *evaluated  # type: ignore[return-value]
+
 
 class MaskedRecurrentActorSampler(_WithMasks, RecurrentActorSampler):
     """
@@ -147,7 +153,7 @@ class SeparableMaskableRecurrentActorCritic(SeparableRecurrentActorCritic):
         return list(make_distributions(logits, piece.extras.get("action_masks"), self.layout.sizes))
 
 
-class MaskableRecurrentREINFORCE(RecurrentREINFORCE, MaskableREINFORCE):
+class MaskableRecurrentREINFORCE(MaskableREINFORCE, RecurrentREINFORCE):  # type: ignore[misc]
     """
     REINFORCE with an LSTM whose actions are drawn among those that the state allows: :class:`RecurrentREINFORCE` and
     :class:`MaskableREINFORCE` in one. The policies are our own, as sb3-contrib has none with both.
@@ -185,8 +191,8 @@ class MaskableRecurrentREINFORCE(RecurrentREINFORCE, MaskableREINFORCE):
         """
         Get the policy action from an observation and hidden state.
 
-        sb3-contrib's ``evaluate_policy`` for masks drops the states that it gets. So without a state, an episode that
-        according to ``episode_start`` is going on is continued from the states of the last call.
+        In some versions of sb3-contrib, ``evaluate_policy`` for masks drops the states that it gets. So without a state, an
+        episode that according to ``episode_start`` is going on is continued from the states of the last call.
 
         :param observation: The observation, or those of several environments
         :param state: The last hidden and memory states for the LSTM

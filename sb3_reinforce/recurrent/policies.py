@@ -28,7 +28,7 @@ class _OwnPolicy(BasePolicy):
     :param args: The arguments of sb3-contrib's policy
     :param longest_memory: See :class:`MlpLstmPolicy`
     :param kwargs: Further arguments of sb3-contrib's policy
-    :raises ValueError: If ``longest_memory`` is no integer of at least 2
+    :raises ValueError: If ``longest_memory`` is no integer of at least 2, or the LSTM has no biases
     """
 
     def __init__(self, *args: Any, longest_memory: int | None = None, **kwargs: Any):
@@ -38,6 +38,8 @@ class _OwnPolicy(BasePolicy):
             check_positive_int("longest_memory", longest_memory, least=2)
             for module in self.children():
                 if isinstance(module, nn.LSTM):
+                    if not module.bias:
+                        raise ValueError(f"`longest_memory` needs an LSTM with biases, got {longest_memory} for one without.")
                     open_gates(module, longest_memory)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:

@@ -1,14 +1,16 @@
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from sb3_reinforce import arguments
 from sb3_reinforce.actor_critic.actor_critic import ActorCritic
 from sb3_reinforce.recurrent.actor_critic import make_recurrent_actor_critic
 from sb3_reinforce.recurrent.policies import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
 from sb3_reinforce.reinforce import REINFORCE
+
+SelfRecurrentREINFORCE = TypeVar("SelfRecurrentREINFORCE", bound="RecurrentREINFORCE")
 
 
 class RecurrentREINFORCE(REINFORCE):
@@ -70,3 +72,14 @@ class RecurrentREINFORCE(REINFORCE):
     @property
     def actor_critic(self) -> ActorCritic:
         return make_recurrent_actor_critic(self.policy, self.max_sequence_length)  # type: ignore[arg-type]
+
+    def learn(
+        self: SelfRecurrentREINFORCE,
+        total_timesteps: int = 100_000,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "RecurrentREINFORCE",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfRecurrentREINFORCE:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

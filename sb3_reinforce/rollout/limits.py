@@ -83,7 +83,7 @@ class EpisodeLimits:
             f"An episode was cut after {self.horizons[env_ids[0]]} timesteps, at the `horizon`, and treated as truncated: "
             "its environment is done for the update. If that is not what you want, set another `horizon` (by default it is "
             "the limit of Gymnasium's `TimeLimit` wrapper, or 10,000 timesteps where there is none), or learn from "
-            "fixed-length rollouts with `complete_episodes=False`.",
+            "fixed-length rollouts with `complete_episodes=False` (which a policy with an LSTM does not have).",
             UserWarning,
             stacklevel=4,
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_reinforce import MaskableREINFORCE
+from sb3_reinforce import EpisodeRolloutBuffer, MaskableREINFORCE
 from sb3_reinforce.maskable.masks import MaskLayout
 from tests.helpers.environments import Scripted
 
@@ -28,6 +28,11 @@ def test_a_policy_whose_masks_leave_one_choice_is_not_called_certain() -> None:
         warnings.simplefilter("error")
         model = MaskableREINFORCE("MlpPolicy", OneChoice(), n_steps=100, seed=0).learn(6_000)
     assert model.largest_entropy == pytest.approx(0.1 * np.log(2))
+
+
+def test_a_rollout_buffer_without_an_attribute_for_the_masks_holds_them_too() -> None:
+    model = MaskableREINFORCE("MlpPolicy", OneChoice(), n_steps=100, seed=0, rollout_buffer_class=EpisodeRolloutBuffer)
+    assert model.learn(200).largest_entropy == pytest.approx(0.1 * np.log(2))
 
 
 @pytest.mark.parametrize(

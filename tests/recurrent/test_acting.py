@@ -146,6 +146,24 @@ def test_masks_and_memory_are_acted_on_as_they_are_learned(actions: str, way: st
     assert not masks.all()
 
 
+class Forgets(MaskableRecurrentActorCriticPolicy):
+    """A policy of the user's own that does not pass the masks on, neither when it acts nor when it learns."""
+
+    def forward(self, obs: Any, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
+        return super().forward(obs, *args, **kwargs)
+
+    def evaluate_actions(self, obs: Any, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
+        return super().evaluate_actions(obs, *args, **kwargs)
+
+
+def test_a_policy_of_ones_own_that_forgets_the_masks_is_an_error() -> None:
+    model = make_maskable(uneven(kind=Masked), Forgets, n_steps=100, **PLAIN)
+    with pytest.raises(
+        ValueError, match=r"Forgets must be allowed by `action_masks`, got .* in environment \d at timestep \d+"
+    ):
+        model.learn(200)
+
+
 def test_without_masking_all_actions_are_drawn() -> None:
     model = make_maskable(uneven(n_envs=2, kind=Masked), learning_rate=0.0, **PLAIN)
     reads = Reads()
@@ -224,11 +242,12 @@ def test_environments_that_have_their_quota_do_not_disturb_the_others() -> None:
 
 
 @pytest.mark.parametrize("way", ["numpy", "torch"])
-@pytest.mark.filterwarnings("ignore:An episode was cut")
 def test_episodes_that_are_cut_at_a_horizon_are_acted_on_as_they_are_learned(way: str) -> None:
     env = vec(Scripted((None,), VECTOR), Scripted((4, 30), VECTOR))
     model = make(env, network=OWN_EXTRACTOR if way == "torch" else None, n_steps=10, horizon=7, **PLAIN)
-    assert_acted_as_updated(model, learned(model, n=60))
+    with pytest.warns(UserWarning, match="An episode was cut.*an LSTM does not have"):
+        reads = learned(model, n=60)
+    assert_acted_as_updated(model, reads)
     assert model.batch().episodes.lengths.max() == 7  # type: ignore[union-attr]
 
 

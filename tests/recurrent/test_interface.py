@@ -233,7 +233,7 @@ def test_ordinary_tools_of_sb3_work(env_id: str, tmp_path: Path) -> None:
     model = make(env, n_steps=50, tensorboard_log=str(tmp_path), n_critic_updates=1)
     model.learn(400, callback=EvalCallback(make_vec_env(env_id), eval_freq=100, n_eval_episodes=1), progress_bar=False)
     evaluate_policy(model, env, n_eval_episodes=2)
-    assert list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["RecurrentREINFORCE_1"]
 
 
 def test_an_error_in_an_episode_leaves_no_memory_of_it() -> None:

@@ -54,3 +54,5 @@ def test_the_gates_remember_for_times_up_to_the_longest(tmp_path: Any) -> None:
     assert type(model.policy).load(tmp_path / "policy").longest_memory == 50
     with pytest.raises(ValueError, match=r"longest_memory.*at least 2, got 1"):
         RecurrentREINFORCE("MlpLstmPolicy", Recall(3), policy_kwargs={"longest_memory": 1})
+    with pytest.raises(ValueError, match=r"longest_memory.*biases, got 9"):
+        RecurrentREINFORCE("MlpLstmPolicy", Recall(3), policy_kwargs={"longest_memory": 9, "lstm_kwargs": {"bias": False}})
