@@ -341,6 +341,11 @@ class REINFORCE(ResumableAlgorithm):
         if seed is not None and hasattr(self, "_player"):
             self._player.seed(seed)
 
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            raise ValueError(f"Policy {policy_name} unknown, expected one of {', '.join(self.policy_aliases)}, or a class.")
+        return self.policy_aliases[policy_name]
+
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         return OnPolicyAlgorithm._wrap_env(as_vec_env(env), verbose, monitor_wrapper)

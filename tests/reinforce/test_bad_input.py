@@ -200,7 +200,7 @@ def test_a_buffer_that_cannot_hold_episodes_is_refused_at_learn_and_not_before()
 
 
 def test_an_unknown_policy_is_refused_as_in_sb3() -> None:
-    with pytest.raises(ValueError, match="Policy MlpPolic unknown"):
+    with pytest.raises(ValueError, match="Policy MlpPolic unknown, expected one of MlpPolicy, "):
         REINFORCE("MlpPolic", Scripted())
 
 
