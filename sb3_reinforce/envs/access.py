@@ -172,6 +172,11 @@ class Access:
         elif isinstance(base, AsyncVectorEnv):
             self._sub_envs = _AsyncSubEnvs(base)
 
+    @property
+    def single_envs(self) -> Sequence[gym.Env] | None:
+        """The environments, if each is an object in this process."""
+        return self._sub_envs.venv.envs if isinstance(self._sub_envs, _SyncSubEnvs) else None
+
     def has(self, name: str) -> bool:
         """
         :param name: Name of an attribute

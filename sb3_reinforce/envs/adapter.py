@@ -64,6 +64,11 @@ class VectorEnvAdapter(VecEnv):
         """The environments whose next step is dead; ``None`` if there are none."""
         return self._dead
 
+    @property
+    def single_envs(self) -> Sequence[gym.Env] | None:
+        """The environments, if each is an object in this process; otherwise ``None``."""
+        return self._access.single_envs
+
     # What the kinds of vector environments do in ways of their own
 
     @abstractmethod

@@ -559,6 +559,8 @@ def test_vector_environment_of_none_is_refused() -> None:
 def test_other_arguments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`vectorization_mode` must be one of.*got 'threads'"):
         make_vector_env("CartPole-v1", 2, vectorization_mode="threads")
+    with pytest.raises(ValueError, match=r"`wrappers` must be a sequence of functions.*got only <class.*Monitor"):
+        make_vector_env("CartPole-v1", 2, wrappers=Monitor)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected an id and neither `wrappers` nor `vector_kwargs`"):
         make_vector_env("CartPole-v1", 2, vectorization_mode="vector_entry_point", wrappers=[Monitor])
 

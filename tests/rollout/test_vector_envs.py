@@ -119,6 +119,16 @@ def test_cut_episodes_are_not_logged_where_a_monitor_inside_counts_others() -> N
     assert not model.ep_info_buffer
 
 
+def test_only_the_limit_of_a_time_limit_is_read() -> None:
+    class Outer(gym.Wrapper[Any, Any, Any, Any]):
+        _max_episode_steps = 2
+        rewards = (7.0,)
+
+    env = SyncVectorEnv([lambda: Outer(gym.wrappers.TimeLimit(scripted()(), 50))] * 2)
+    model = REINFORCE("MlpPolicy", env, n_episodes=2, seed=0).learn(1)
+    assert model.rollout_buffer.episodes.lengths.tolist() == [3, 5, 3, 5]
+
+
 class Dwindling(Scripted):
     """Each step forbids one more action, the last one the last."""
 
