@@ -466,11 +466,12 @@ class REINFORCE(ResumableAlgorithm):
             step = (acted_on, actions, rewards, self._last_episode_starts, evaluated[0], evaluated[1], recording)
             add(*step, sampler.extras) if sampler.extras else add(*step)
             n_cut = len(recorder.cut)
-            recorder.advance(dones, infos, new_obs)  # type: ignore[arg-type]
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
             if dead is not None:
                 recorder.skip(dead)
+                self._last_episode_starts = dones.copy()  # callbacks may have kept the array
                 self._last_episode_starts[dead] = True
+            recorder.advance(dones, infos, new_obs)  # type: ignore[arg-type]
             if len(recorder.cut) > n_cut:
                 ended = self._player.infos_of_cut(env, recorder.cut[n_cut:], infos)
                 self._update_info_buffer(ended, np.ones(len(ended), dtype=bool))

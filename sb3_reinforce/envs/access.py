@@ -88,6 +88,10 @@ class _SyncSubEnvs:
         return [is_wrapped(self.venv.envs[i], wrapper) for i in env_ids]
 
 
+#: Methods that an ``AsyncVectorEnv`` calls only in all of its environments
+_OF_ALL = ("reset", "step", "close")
+
+
 class _AsyncSubEnvs:
     """
     The environments of an ``AsyncVectorEnv``. Its own ``call`` asks all of them, and a process ends if its environment does
@@ -115,12 +119,15 @@ class _AsyncSubEnvs:
         return all(found)
 
     def get(self, name: str, env_ids: Sequence[int]) -> list[Any]:
-        return self._ask("_call", (name, (), {}), env_ids)
+        # By its name alone, a process calls what can be called
+        return self._ask("_call", ("get_wrapper_attr", (name,), {}), env_ids)
 
     def set(self, name: str, value: Any, env_ids: Sequence[int]) -> None:
         self._ask("_setattr", (name, value), env_ids)
 
     def call(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], env_ids: Sequence[int]) -> list[Any]:
+        if name in _OF_ALL:  # a process would end
+            raise ValueError(f"`env_method` of an AsyncVectorEnv takes any method except {', '.join(_OF_ALL)}, got {name!r}.")
         return self._ask("_call", (name, tuple(args), kwargs), env_ids)
 
     def are_wrapped(self, wrapper: type[gym.Wrapper], env_ids: Sequence[int]) -> list[bool]:
@@ -164,6 +171,11 @@ class Access:
             self._sub_envs = _SyncSubEnvs(base)
         elif isinstance(base, AsyncVectorEnv):
             self._sub_envs = _AsyncSubEnvs(base)
+
+    @property
+    def single_envs(self) -> Sequence[gym.Env] | None:
+        """The environments, if each is an object in this process."""
+        return self._sub_envs.venv.envs if isinstance(self._sub_envs, _SyncSubEnvs) else None
 
     def has(self, name: str) -> bool:
         """
@@ -214,10 +226,26 @@ class Access:
         owner: Any = self._existing_owner(name, env_ids)
         if self._sub_envs is not None and owner is self._sub_envs:
             return self._sub_envs.call(name, args, kwargs, env_ids)
-        result = getattr(owner, name)(*args, **kwargs)
+        rows = self._rows(getattr(owner, name)(*args, **kwargs))
+        return [rows[i] for i in env_ids]
+
+    def call_in_all(self, name: str) -> Sequence[Any] | np.ndarray:
+        """
+        :param name: Name of a method
+        :return: What it returned for each environment: an array with a row for each, if it is a method of the vector
+            environment that returns one
+        :raises AttributeError: If one of them does not have it
+        """
+        owner: Any = self._existing_owner(name, range(self.n_envs))
+        if self._sub_envs is not None and owner is self._sub_envs:
+            return self._sub_envs.call(name, (), {}, range(self.n_envs))
+        return self._rows(getattr(owner, name)())
+
+    def _rows(self, result: Any) -> Sequence[Any] | np.ndarray:
+        """What a method of all environments has returned, for each of them."""
         by_env = as_numpy(result) if hasattr(result, "detach") else result
         is_batch = isinstance(by_env, (list, tuple)) or (isinstance(by_env, np.ndarray) and by_env.ndim > 0)
-        return [by_env[i] if is_batch and len(by_env) == self.n_envs else result for i in env_ids]
+        return by_env if is_batch and len(by_env) == self.n_envs else [result] * self.n_envs
 
     def are_wrapped(self, wrapper: type[gym.Wrapper], env_ids: Sequence[int]) -> list[bool]:
         """

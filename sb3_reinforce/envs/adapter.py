@@ -64,6 +64,11 @@ class VectorEnvAdapter(VecEnv):
         """The environments whose next step is dead; ``None`` if there are none."""
         return self._dead
 
+    @property
+    def single_envs(self) -> Sequence[gym.Env] | None:
+        """The environments, if each is an object in this process; otherwise ``None``."""
+        return self._access.single_envs
+
     # What the kinds of vector environments do in ways of their own
 
     @abstractmethod
@@ -117,6 +122,11 @@ class VectorEnvAdapter(VecEnv):
         obs = self._batch.take(new_obs, self.num_envs, self._copies_observations)
         rewards = as_numpy(rewards)
         terminated, truncated = (as_numpy(flags).astype(bool, copy=False) for flags in (terminated, truncated))
+        if not rewards.shape == terminated.shape == truncated.shape == (self.num_envs,):
+            raise ValueError(
+                f"The vector environment returned rewards of shape {rewards.shape}, terminations of shape {terminated.shape} "
+                f"and truncations of shape {truncated.shape}, expected {(self.num_envs,)}."
+            )
         dones = np.logical_or(terminated, truncated)
         ended = dones.nonzero()[0]
         dead, self._dead = self._dead, None
@@ -223,7 +233,36 @@ class VectorEnvAdapter(VecEnv):
         :param method_kwargs: Its further arguments
         :return: What it returned for each of them
         """
-        return self._access.call(method_name, method_args, method_kwargs, self._env_ids(indices))
+        env_ids = self._env_ids(indices)
+        results = self._access.call(method_name, method_args, method_kwargs, env_ids)
+        return self._allowing_all_in_dead_steps(results, env_ids) if method_name == "action_masks" else results
+
+    def action_masks_of_all(self) -> Sequence[Any] | np.ndarray:
+        """
+        :return: What ``action_masks`` returns for each environment: an array with a row for each, without a step in Python for
+            each, if it is a method of the vector environment that returns one
+        :raises AttributeError: If one of them has no such method
+        """
+        return self._allowing_all_in_dead_steps(self._access.call_in_all("action_masks"), range(self.num_envs))
+
+    def _allowing_all_in_dead_steps(self, masks: Any, env_ids: Sequence[int]) -> Any:
+        """No action is wrong in a dead step, and where an episode has ended there may be none that is right."""
+        if self._dead is None:
+            return masks
+        if isinstance(masks, np.ndarray):
+            masks = masks.copy()
+            masks[self._dead] = True
+            return masks
+        dead = set(self._dead.tolist())
+        return [_allowing_all(mask) if i in dead else mask for i, mask in zip(env_ids, masks, strict=True)]
+
+    def running_episode(self, env_id: int) -> tuple[float, int, float] | None:
+        """
+        :param env_id: One of the environments
+        :return: The return and length so far of the episode that it plays, and when the counting began; ``None`` if a monitor
+            around each environment says what an episode is
+        """
+        return None if self._has_monitors else self._statistics.running(env_id)
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """
@@ -237,3 +276,10 @@ class VectorEnvAdapter(VecEnv):
         if isinstance(indices, np.integer):
             indices = int(indices)
         return [range(self.num_envs)[i] for i in self._get_indices(indices)]
+
+
+def _allowing_all(mask: Any) -> Any:
+    """An action mask, or one with a part for each dimension of the action, that allows every action."""
+    if isinstance(mask, (list, tuple)):
+        return [_allowing_all(part) for part in mask]
+    return np.ones_like(as_numpy(mask))[()]

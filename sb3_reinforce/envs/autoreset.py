@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers.vector import NormalizeReward
 
 # The values of Gymnasium's AutoresetMode, which has been there only since Gymnasium 1.1
 SAME_STEP, NEXT_STEP, DISABLED = "SameStep", "NextStep", "Disabled"
@@ -106,24 +107,25 @@ class MaskedReset:
 
     def _reset(self, mask: np.ndarray, seed: Any, options: dict[str, Any] | None) -> tuple[tuple[Any, Any], bool]:
         self._arrived = False
-        with self._watched() as watched:
+        with self._watched() as watched, self._kept_returns(mask):
             result = self.venv.reset(seed=seed, options={**(options or {}), RESET_MASK: mask})
-        return result, any(given.read for given in watched)
+        return result, any(name.read for name in watched)
 
     @contextmanager
-    def _watched(self) -> Iterator[list["_WatchedOptions"]]:
+    def _watched(self) -> Iterator[list["_WatchedName"]]:
         """
-        Give the innermost environment a copy of the options that reach it. The copy notes whether the mask is read, and the
-        wrappers keep theirs: Gymnasium's environments remove the mask from the options, before the wrappers have seen it.
+        Give the innermost environment a copy of the options that reach it. The name of the mask in it notes whether it is
+        looked up, and the wrappers keep theirs: Gymnasium's environments remove the mask from the options, before the
+        wrappers have seen it.
         """
         base, watched = self.base, []
         reset, own = base.reset, vars(self.base).get("reset")
 
         def watching(*args: Any, options: dict[str, Any] | None = None, **kwargs: Any) -> Any:
             self._arrived = True
-            if options is not None:
-                watched.append(_WatchedOptions(options))
-                options = watched[-1]
+            if options is not None and RESET_MASK in options:
+                watched.append(_WatchedName(RESET_MASK))
+                options = {watched[-1] if name == RESET_MASK else name: value for name, value in options.items()}
             return reset(*args, options=options, **kwargs)
 
         base.reset = watching  # type: ignore[method-assign]
@@ -135,34 +137,35 @@ class MaskedReset:
             else:
                 base.reset = own  # type: ignore[method-assign]
 
+    @contextmanager
+    def _kept_returns(self, mask: np.ndarray) -> Iterator[None]:
+        """Gymnasium's ``NormalizeReward`` forgets the returns of all environments at any reset. Its scale depends on them."""
+        layers: list[Any] = [layer for layer in layers_of(self.venv) if isinstance(layer, NormalizeReward)]
+        kept = [layer.accumulated_reward.copy() for layer in layers]
+        try:
+            yield
+        finally:
+            for layer, returns in zip(layers, kept, strict=True):
+                layer.accumulated_reward = np.where(mask, layer.accumulated_reward, returns)
 
-class _WatchedOptions(dict):
-    """Options of a reset that note whether a mask among them is read."""
+
+class _WatchedName(str):
+    """The name of an option, which notes whether it is looked up, also in copies of the options."""
 
     read = False
 
-    def __contains__(self, key: object) -> bool:
-        self._note(key)
-        return super().__contains__(key)
+    def __eq__(self, other: object) -> bool:
+        is_same = str.__eq__(self, other)
+        self.read = self.read or is_same is True
+        return is_same
 
-    def __getitem__(self, key: Any) -> Any:
-        self._note(key)
-        return super().__getitem__(key)
+    __hash__ = str.__hash__
 
-    def get(self, key: Any, default: Any = None) -> Any:
-        self._note(key)
-        return super().get(key, default)
-
-    def pop(self, key: Any, *default: Any) -> Any:
-        self._note(key)
-        return super().pop(key, *default)
-
-    def _note(self, key: object) -> None:
-        if key == RESET_MASK and super().__contains__(key):
-            self.read = True
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_WatchedName":
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)  # what the processes of the environments get
+        return str, (str(self),)  # what the processes of the environments get
 
 
 class _OneStep(gym.Env):

@@ -41,9 +41,17 @@ class GymnasiumVecEnv(VectorEnvAdapter):
             self._dead = None
         first, *others = self._groups_of_options()
         seeds = self._seeds_to_pass()
-        if self._mode == SAME_STEP and not others:
-            return self.venv.reset(seed=seeds, options=first[1])
-        result = self._masked_reset.reset_all(seeds, first[1])
+        try:
+            if self._mode == SAME_STEP and not others:
+                return self.venv.reset(seed=seeds, options=first[1])
+            result = self._masked_reset.reset_all(seeds, first[1])
+        except Exception as error:
+            if isinstance(seeds, list) and not self._has_objects:
+                raise ValueError(
+                    f"This vector environment does not take a seed for each of its {self.num_envs} environments, but one from "
+                    f"which they count on, got {seeds}."
+                ) from error
+            raise
         self.has_dead_steps = self._mode in (NEXT_STEP, None) and not self._masked_reset.possible
         return self._reset_with_options(result, others) if others else result
 

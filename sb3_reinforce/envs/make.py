@@ -37,12 +37,14 @@ def make_vector_env(
     :param env_kwargs: Arguments of the environment; with ``"envpool"`` those of ``envpool.make``
     :param vector_kwargs: Arguments of the ``SyncVectorEnv`` or ``AsyncVectorEnv``
     :return: The vector environment
-    :raises ValueError: If ``n_envs`` or ``vectorization_mode`` is none of these, or if the mode does not take the arguments
+    :raises ValueError: If an argument is none of these, or if the mode does not take the arguments
     """
     if isinstance(n_envs, bool) or not isinstance(n_envs, (int, np.integer)) or n_envs < 1:
         raise ValueError(f"`n_envs` must be an integer of at least 1, got {n_envs!r}.")
     if vectorization_mode not in _MODES:
         raise ValueError(f"`vectorization_mode` must be one of {_MODES}, got {vectorization_mode!r}.")
+    if callable(wrappers):
+        raise ValueError(f"`wrappers` must be a sequence of functions that each wrap an environment, got only {wrappers!r}.")
     env_kwargs, vector_kwargs = dict(env_kwargs or {}), dict(vector_kwargs or {})
     if vectorization_mode is None:
         has_native = not wrappers and not vector_kwargs and _native_entry_point(env_id) is not None

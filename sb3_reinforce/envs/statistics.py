@@ -35,6 +35,14 @@ class EpisodeStatistics:
         if dead is not None:
             self._counts[:, dead] = 0.0
 
+    def running(self, env_id: int) -> tuple[float, int, float]:
+        """
+        :param env_id: An environment
+        :return: The return and the length so far of the episode that it plays, and the time of the beginning
+        """
+        of_env, length = self._counts[:, env_id].tolist()
+        return round(of_env, 6), int(length), self.start
+
     def end(self, env_ids: np.ndarray) -> tuple[list[float], list[int], float]:
         """
         End episodes, and begin new ones.

@@ -12,6 +12,8 @@ from gymnasium import spaces
 from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
+from sb3_reinforce.envs.adapter import VectorEnvAdapter
+
 #: Gives the masks of all environments, as these give them
 MaskSource = Callable[[], Any]
 
@@ -179,6 +181,8 @@ def mask_source(env: VecEnv) -> MaskSource:
         inner = inner.venv
     if type(inner) is DummyVecEnv:
         return partial(_of_each, inner)
+    if isinstance(inner, VectorEnvAdapter) and type(inner).env_method is VectorEnvAdapter.env_method:
+        return inner.action_masks_of_all
     return partial(env.env_method, EXPECTED_METHOD_NAME)
 
 

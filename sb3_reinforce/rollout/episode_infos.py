@@ -9,7 +9,8 @@ import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, unwrap_vec_wrapper
 
-from sb3_reinforce.rollout.wrappers import of_wrappers
+from sb3_reinforce.envs.adapter import VectorEnvAdapter
+from sb3_reinforce.rollout.wrappers import innermost, of_wrappers
 
 
 def telling_infos(infos: Sequence[dict[str, Any]], dones: np.ndarray, recording: np.ndarray) -> list[int]:
@@ -58,6 +59,8 @@ def _count_of_monitor(env: VecEnv, env_id: int) -> tuple[float, int, float, Sequ
         return *counted, vec_monitor.t_start, vec_monitor.info_keywords
     names = ("rewards", "t_start", "info_keywords")
     rewards, start, keywords = (of_wrappers(env, Monitor, name, [env_id])[0] for name in names)
-    if not isinstance(rewards, list) or not all(isinstance(reward, float) for reward in rewards):
-        return 0.0, 0, 0.0, ()
-    return round(sum(rewards), 6), len(rewards), start, keywords
+    if isinstance(rewards, list) and all(isinstance(reward, float) for reward in rewards):
+        return round(sum(rewards), 6), len(rewards), start, keywords
+    inner = innermost(env)
+    of_adapter = inner.running_episode(env_id) if isinstance(inner, VectorEnvAdapter) else None
+    return (0.0, 0, 0.0, ()) if of_adapter is None else (*of_adapter, ())

@@ -93,13 +93,13 @@ class Recorder:
 
     def skip(self, dead: np.ndarray) -> None:
         """
-        Leave out the vector step that was noted last.
+        Leave out the vector step that is noted next.
 
-        :param dead: The environments for which it was no timestep: their episodes begin with the next one
+        :param dead: The environments for which it is no timestep: their episodes begin with the one after it
         """
-        self._starts[dead] = self.n_vector_steps
+        self._starts[dead] = self.n_vector_steps + 1
         for env_id in dead.tolist():
-            self._began[env_id] = self.n_vector_steps
+            self._began[env_id] = self.n_vector_steps + 1
 
     def _end_episode(self, env_id: int, final_observation: Observation | None, unfinished: bool = False) -> None:
         start, first_timestep = int(self._starts[env_id]), self._first_timesteps[env_id]
@@ -183,7 +183,8 @@ class CompleteEpisodes(Recorder):
 
 class FixedLength(Recorder):
     """
-    Every environment records a fixed number of steps, as in SB3; an unfinished episode goes on in the next rollout.
+    Every environment records a fixed number of steps, as in SB3; an unfinished episode goes on in the next rollout. More steps
+    are played if all of these were dead.
 
     :param n_envs: Number of environments
     :param n_steps: Number of steps per environment
@@ -201,9 +202,13 @@ class FixedLength(Recorder):
         for env_id in np.flatnonzero(dones).tolist():
             self._end_episode(env_id, truncation_observation(infos[env_id]))
             self._began[env_id] = self.n_vector_steps
-        if self.n_vector_steps >= self.n_steps:
+        if self.n_vector_steps < self.n_steps:
+            return
+        # An episode that has just begun with a dead step has no timestep yet
+        unfinished = np.flatnonzero(self._starts < self.n_vector_steps).tolist()
+        if self.episodes or unfinished:
             self.next_timesteps = [self.timestep(env_id) for env_id in range(self.n_envs)]
-            for env_id in np.flatnonzero(np.logical_not(dones)).tolist():
+            for env_id in unfinished:
                 self._end_episode(env_id, row(new_obs, env_id), unfinished=True)
             self._is_recording[:] = False
             self.recording = self.recording[:0]

@@ -7,6 +7,8 @@ import gymnasium as gym
 from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
+from sb3_reinforce.envs.adapter import VectorEnvAdapter
+
 
 def innermost(env: VecEnv) -> VecEnv:
     """
@@ -35,8 +37,9 @@ def of_wrappers(env: VecEnv, wrapper: type[gym.Wrapper], name: str, env_ids: Seq
     try:
         if base.num_envs != env.num_envs:  # a wrapper in between changes the environments
             return unknown
-        if isinstance(base, DummyVecEnv):
-            return [getattr(unwrap_wrapper(base.envs[i], wrapper), name, None) for i in env_ids]
+        envs = _single_envs(base)
+        if envs is not None:
+            return [getattr(unwrap_wrapper(envs[i], wrapper), name, None) for i in env_ids]
         is_wrapped = dict(zip(env_ids, base.env_is_wrapped(wrapper, env_ids), strict=True))
         # Only these: a worker process without the attribute would die of the request
         wrapped = [env_id for env_id in env_ids if is_wrapped[env_id]]
@@ -47,6 +50,13 @@ def of_wrappers(env: VecEnv, wrapper: type[gym.Wrapper], name: str, env_ids: Seq
     except Exception:  # a simulator's own VecEnv may raise anything, or not return a list
         return unknown
     return [found.get(env_id) for env_id in env_ids]
+
+
+def _single_envs(base: VecEnv) -> Sequence[gym.Env] | None:
+    """The environments, if each is an object in this process."""
+    if isinstance(base, DummyVecEnv):
+        return base.envs
+    return base.single_envs if isinstance(base, VectorEnvAdapter) else None
 
 
 class _Holding:

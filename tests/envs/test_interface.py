@@ -73,6 +73,23 @@ def test_methods_are_called_only_where_they_are_wanted(env: GymnasiumVecEnv) -> 
     assert env.get_attr("scale") == [1.0, 1.0, 5.0, 1.0]
 
 
+def test_an_attribute_that_can_be_called_is_not_called(env: GymnasiumVecEnv) -> None:
+    env.reset()
+    add = env.get_attr("add", indices=1)[0]
+    assert add(3, b=4) == 7
+    assert len(env.step(np.ones(N_ENVS, int))[3]) == N_ENVS
+
+
+def test_call_that_would_end_a_process_is_refused() -> None:
+    env = asynchronous()
+    env.reset()
+    for name in ("reset", "step", "close"):
+        with pytest.raises(ValueError, match=rf"takes any method except reset, step, close, got '{name}'"):
+            env.env_method(name)
+    assert len(env.step(np.ones(N_ENVS, int))[3]) == N_ENVS
+    env.close()
+
+
 def test_missing_attribute_does_no_harm(env: GymnasiumVecEnv) -> None:
     env.reset()
     assert env.has_attr("scale") and not env.has_attr("no_such_thing")
@@ -117,9 +134,33 @@ def test_action_masks_are_those_of_each_environment(make: Any) -> None:
     assert is_masking_supported(env)
     for _ in range(20):
         assert same(get_action_masks(env), get_action_masks(expected))
+        assert same(env.action_masks_of_all(), get_action_masks(expected))
         env.step(np.ones(N_ENVS, int)), expected.step(np.ones(N_ENVS, int))
     assert same(env.env_method("action_masks", indices=[2])[0], get_action_masks(expected)[2])
     env.close()
+
+
+def test_in_a_dead_step_all_actions_are_allowed() -> None:
+    class Parts(NativeWalks):
+        def action_masks(self) -> Any:
+            return [(mask, [False, False]) for mask in super().action_masks()]
+
+    for kind in (NativeWalks, Parts):
+        env = GymnasiumVecEnv(kind("NextStep", N_ENVS, with_mask=False))
+        env.warns_of_dead_steps = False
+        env.reset()
+        dones, n_ended = np.zeros(N_ENVS, bool), 0
+        for _ in range(20):
+            masks = env.env_method("action_masks")
+            for i, mask in enumerate(masks):
+                parts = mask if kind is Parts else [mask]
+                assert all(np.all(part) for part in parts) or not dones[i]
+                assert np.shape(parts[0]) == (3,)
+            assert all(same(a[0], b[0]) for a, b in zip(masks, env.action_masks_of_all(), strict=True))
+            assert same(env.env_method("action_masks", indices=[2])[0][0], masks[2][0])
+            dones = env.step(np.ones(N_ENVS, int))[2]
+            n_ended += int(dones.sum())
+        assert n_ended > 5
 
 
 def test_masks_are_not_supported_where_there_are_none() -> None:
@@ -518,6 +559,8 @@ def test_vector_environment_of_none_is_refused() -> None:
 def test_other_arguments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`vectorization_mode` must be one of.*got 'threads'"):
         make_vector_env("CartPole-v1", 2, vectorization_mode="threads")
+    with pytest.raises(ValueError, match=r"`wrappers` must be a sequence of functions.*got only <class.*Monitor"):
+        make_vector_env("CartPole-v1", 2, wrappers=Monitor)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected an id and neither `wrappers` nor `vector_kwargs`"):
         make_vector_env("CartPole-v1", 2, vectorization_mode="vector_entry_point", wrappers=[Monitor])
 
@@ -564,6 +607,21 @@ def test_observations_of_another_shape_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"observations of shape \(4, 2\), expected \(4, 3\)"):
         GymnasiumVecEnv(Flat("SameStep", N_ENVS)).reset()
+
+
+@pytest.mark.parametrize("column", [1, 2, 3])
+@pytest.mark.parametrize("n_envs", [1, N_ENVS])
+def test_rewards_and_flags_of_another_shape_are_refused(n_envs: int, column: int) -> None:
+    class Columns(NativeWalks):
+        def step(self, actions: np.ndarray) -> Any:
+            result = list(super().step(actions))
+            result[column] = result[column][:, None]
+            return result
+
+    env = GymnasiumVecEnv(Columns("SameStep", n_envs))
+    env.reset()
+    with pytest.raises(ValueError, match=rf"returned rewards of shape .*\({n_envs}, 1\).*, expected \({n_envs},\)"):
+        env.step(np.ones(n_envs, int))
 
 
 def test_error_of_an_environment_at_the_first_reset_is_the_one_that_is_raised() -> None:

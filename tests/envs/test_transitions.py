@@ -2,7 +2,9 @@
 
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -174,6 +176,47 @@ def test_no_environment_is_reset_in_order_to_find_out() -> None:
 def test_copied_options_reset_single_environments() -> None:
     env = adapted(CopiesOptions(SyncVectorEnv(makers(N_ENVS))))
     assert check_same_play(env, dummy("Box"), 300) > 80
+    assert not env.has_dead_steps
+
+
+@pytest.mark.parametrize("copied", [dict, lambda options: {**options}, deepcopy, lambda options: dict(options.items())])
+@pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
+def test_native_environment_may_copy_the_options_before_it_reads_the_mask(mode: str, copied: Any) -> None:
+    class Copies(NativeWalks):
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+            options = copied(options or {})
+            mask = options.pop("reset_mask", None)
+            return super().reset(seed=seed, options=None if mask is None else {"reset_mask": mask})
+
+    env = adapted(Copies(mode, N_ENVS))
+    assert check_same_play(env, dummy("Box"), 100) > 20
+    assert not env.has_dead_steps
+
+
+def test_native_environment_that_only_keeps_its_options_is_not_reset_alone() -> None:
+    class Keeps(NativeWalks):
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+            self.options = {**(options or {})}
+            self.level = self.options.get("level")
+            return super().reset(seed=seed)
+
+    env = adapted(Keeps("NextStep", N_ENVS))
+    env.reset()
+    assert env.has_dead_steps
+
+
+def test_returns_of_running_episodes_outlive_the_resets_of_others() -> None:
+    wrapper = gym.wrappers.vector.NormalizeReward(SyncVectorEnv(makers(N_ENVS)), gamma=0.9)
+    env, expected, rng = adapted(wrapper), dummy("Box"), np.random.default_rng(0)
+    env.reset(), expected.reset()
+    returns = np.zeros(N_ENVS)
+    for _ in range(60):
+        actions = rng.integers(0, 3, N_ENVS)
+        env.step(actions)
+        _, rewards, dones, _ = expected.step(actions)
+        returns = returns * 0.9 + rewards
+        assert np.allclose(wrapper.accumulated_reward[~dones], returns[~dones], atol=1e-5)
+        returns[dones] = 0.0
     assert not env.has_dead_steps
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -10,11 +11,12 @@ import pytest
 import torch as th
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import batch_space
+from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked_policy
 from stable_baselines3 import A2C
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_reinforce import REINFORCE, RecurrentREINFORCE
+from sb3_reinforce import REINFORCE, MaskableREINFORCE, RecurrentREINFORCE
 from sb3_reinforce.envs import GymnasiumVecEnv
 from sb3_reinforce.rollout.episode_infos import telling_infos
 from tests.helpers.environments import Scripted
@@ -70,6 +72,91 @@ def test_dead_steps_are_not_recorded(arguments: dict[str, Any], truncated: bool)
         np.testing.assert_array_equal(buffer.episode_starts, buffer.timesteps == 0)
         if model.complete_episodes:
             assert set(buffer.episodes.lengths) <= {2, 3, 5}
+
+
+@pytest.mark.parametrize("n_steps", [1, 4, 5])
+def test_a_rollout_of_fixed_length_may_end_with_dead_steps(n_steps: int) -> None:
+    one_and_two = partial(Scripted, (1, 2), reward=lambda timestep: float(timestep + 1))
+    for makers in ([scripted(), one_and_two], [one_and_two]):
+        model = REINFORCE("MlpPolicy", Native(makers), n_steps=n_steps, complete_episodes=False, seed=0)
+        n_recorded = 0
+        for _ in range(8):
+            model.learn(1, reset_num_timesteps=False)
+            buffer = model.rollout_buffer
+            np.testing.assert_array_equal(buffer.rewards, buffer.timesteps + 1)
+            np.testing.assert_array_equal(buffer.observations[:, 1], buffer.timesteps)
+            assert buffer.size() == buffer.episodes.n_timesteps > 0
+            n_recorded += buffer.size()
+        assert n_recorded < model.num_timesteps
+
+
+def test_a_dead_step_is_not_cut_at_the_horizon() -> None:
+    model = REINFORCE("MlpPolicy", Native([partial(Scripted, (1,))] * 3), n_episodes=2, horizon=1, seed=0).learn(20)
+    assert model.rollout_buffer.episodes.lengths.tolist() == [1] * 6
+
+
+def test_what_a_callback_has_seen_of_a_step_stays_as_it_was() -> None:
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    model = REINFORCE("MlpPolicy", Native([scripted()] * 2), n_episodes=3, seed=0)
+    model.learn(1, callback=lambda locals_, _: seen.append((locals_["dones"], locals_["dones"].copy())) or True)
+    assert len(seen) > 10 and all((kept == copied).all() for kept, copied in seen)
+
+
+@pytest.mark.parametrize("mode", ["vector_entry_point", "sync"])
+def test_episodes_that_are_cut_at_the_horizon_are_logged(mode: str) -> None:
+    env = gym.make_vec("CartPole-v1", num_envs=8, vectorization_mode=mode)
+    with pytest.warns(UserWarning, match="An episode was cut"):
+        model = REINFORCE("MlpPolicy", env, n_episodes=1, horizon=12, seed=0).learn(50)
+    episodes = [(info["r"], info["l"]) for info in model.ep_info_buffer or ()]
+    assert sorted(length for _, length in episodes) == sorted(model.rollout_buffer.episodes.lengths)
+    assert (12.0, 12) in episodes and all(total == length for total, length in episodes)
+
+
+def test_cut_episodes_are_not_logged_where_a_monitor_inside_counts_others() -> None:
+    env = SyncVectorEnv([lambda: gym.wrappers.RecordEpisodeStatistics(scripted()())] * 2)
+    with pytest.warns(UserWarning, match="An episode was cut"):
+        model = REINFORCE("MlpPolicy", env, n_episodes=1, horizon=1, seed=0).learn(2)
+    assert not model.ep_info_buffer
+
+
+def test_only_the_limit_of_a_time_limit_is_read() -> None:
+    class Outer(gym.Wrapper[Any, Any, Any, Any]):
+        _max_episode_steps = 2
+        rewards = (7.0,)
+
+    env = SyncVectorEnv([lambda: Outer(gym.wrappers.TimeLimit(scripted()(), 50))] * 2)
+    model = REINFORCE("MlpPolicy", env, n_episodes=2, seed=0).learn(1)
+    assert model.rollout_buffer.episodes.lengths.tolist() == [3, 5, 3, 5]
+
+
+class Dwindling(Scripted):
+    """Each step forbids one more action, the last one the last."""
+
+    def __init__(self) -> None:
+        super().__init__((3,), action_space=gym.spaces.Discrete(3))
+
+    def action_masks(self) -> np.ndarray:
+        """Which actions are allowed."""
+        return np.arange(3) >= self.timestep
+
+
+class NativeMasks(Native):
+    def action_masks(self) -> np.ndarray:
+        """Which actions are allowed in each environment."""
+        return np.stack([env.action_masks() for env in self.envs])  # type: ignore[attr-defined]
+
+
+def test_no_action_need_be_allowed_where_an_episode_has_ended() -> None:
+    model = MaskableREINFORCE("MlpPolicy", NativeMasks([Dwindling] * 2), n_episodes=2, seed=0).learn(1)
+    buffer = model.rollout_buffer
+    np.testing.assert_array_equal(buffer.extras["action_masks"], np.arange(3) >= buffer.timesteps[:, None])
+    assert evaluate_masked_policy(model, model.env, n_eval_episodes=4, warn=False)[0] == 3.0
+
+
+def test_groups_need_a_seed_for_each_environment() -> None:
+    env = gym.make_vec("CartPole-v1", num_envs=4, vectorization_mode="vector_entry_point")
+    with pytest.raises(ValueError, match=r"does not take a seed for each of its 4 environments.*, got"):
+        REINFORCE("MlpPolicy", env, n_episodes=1, group_size=2, seed=0).learn(1)
 
 
 def test_a_native_environment_gives_the_episodes_of_the_same_single_ones() -> None:
