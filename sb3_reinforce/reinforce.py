@@ -194,6 +194,7 @@ class REINFORCE(ResumableAlgorithm):
 
     _reward_found = False  # whether any reward so far was other than zero
     _warned_of_horizon = False
+    _natural_refusal: str | None = None  # why the policy has no natural steps; empty if it has some, None before it was tried
     # Of the returns so far; a file has them as a list
     _return_units: ReturnUnits = ReturnUnits()
 
