@@ -633,7 +633,9 @@ class REINFORCE(ResumableAlgorithm):
         self._player.before_reset(reset_num_timesteps or self._last_obs is None, agreed)
         if not self._custom_logger and hasattr(self, "_logger"):
             self._logger.close()  # SB3 leaves the files of the former call open
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        begun = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        self._player.after_reset()
+        return begun
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callback, progress_bar = self.workers.callbacks(callback, progress_bar)
