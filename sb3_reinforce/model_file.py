@@ -21,6 +21,10 @@ from sb3_reinforce.version import __version__
 FilePath = str | pathlib.Path | io.BufferedIOBase
 #: The item of a file that says which version of this package has written it
 VERSION = "sb3_reinforce_version"
+#: The items that are in the file of every algorithm
+_OF_ANY_MODEL = {"policy_class", "observation_space", "action_space"}
+#: What reading an archive raises that is none, or damaged. ``RuntimeError``: it seems to be encrypted, or nested without end
+_DAMAGES = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, KeyError, ValueError, OSError)
 #: An argument that only this package's classes have, which distinguishes their files from those of other algorithms
 _OWN_ARGUMENT = "bootstrap_on_truncation"
 
@@ -38,6 +42,9 @@ def write(path: str | pathlib.Path, content: memoryview) -> None:
     target, beside = pathlib.Path(path), None
     try:
         target = _target(target)
+        if target.exists() and not target.is_file():  # a pipe or a device: nothing can take its place
+            target.write_bytes(content)
+            return
         if target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, "it is read-only")
         beside = target.with_name(f".{uuid.uuid4().hex}.tmp")  # no longer than the name itself may be
@@ -83,8 +90,11 @@ def read_items(path: FilePath) -> dict[str, Any]:
             damaged = archive.testzip()
             if damaged is not None:
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
-            return dict(json.loads(archive.read("data").decode()))
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, KeyError, ValueError, OSError) as error:
+            items = json.loads(archive.read("data").decode())
+        if not (isinstance(items, dict) and _OF_ANY_MODEL <= set(items)):
+            raise zipfile.BadZipFile("its data are not those of a model")
+        return items
+    except _DAMAGES as error:
         name = f"the file {path}" if isinstance(path, str | pathlib.Path) else "one"
         raise ValueError(
             f"A model is loaded from a file that `save` has written, got {name} that is another one, cut or damaged: "

@@ -195,6 +195,7 @@ class REINFORCE(ResumableAlgorithm):
 
     _reward_found = False  # whether any reward so far was other than zero
     _warned_of_horizon = False
+    _natural_refusal: str | None = None  # why the policy has no natural steps; empty if it has some, None before it was tried
     # Of the returns so far; a file has them as a list
     _return_units: ReturnUnits = ReturnUnits()
 
@@ -639,7 +640,9 @@ class REINFORCE(ResumableAlgorithm):
         self._player.before_reset(reset_num_timesteps or self._last_obs is None, agreed)
         if not self._custom_logger and hasattr(self, "_logger"):
             self._logger.close()  # SB3 leaves the files of the former call open
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        begun = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        self._player.after_reset()
+        return begun
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callback, progress_bar = self.workers.callbacks(callback, progress_bar)

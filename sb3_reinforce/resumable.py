@@ -12,6 +12,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
 from sb3_reinforce import arguments, files, model_file
+from sb3_reinforce.distributed import n_launched
 from sb3_reinforce.model_file import FilePath
 from sb3_reinforce.rollout.player import Player
 from sb3_reinforce.update.advice import Advisor
@@ -43,7 +44,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         file holds objects that pickle restores: load only files of people whom you trust.
 
         ``learn(..., reset_num_timesteps=False)`` then takes up the run at the start of the rollout in which it was saved. With
-        a ``seed``, it ends with the weights of the run that was never interrupted, to the last bit.
+        a ``seed``, it ends with the weights of the run that was never interrupted, to the last bit. Where the versions, the
+        device, the threads or the environments are others than those of the file, a warning says that it need not.
 
         From a file saved by A2C or PPO (or another algorithm with such a policy), it takes the policy, the spaces,
         ``gamma``, gSDE, the seed and the settings of the log, with a warning. The optimizer starts anew, and all other
@@ -70,6 +72,9 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **{**former, **kwargs})
         if kwargs.get("seed", items.get("seed")) != items.get("seed"):  # another one: not that run
             model._player.taken_up = None
+        taken_up = model._player.taken_up
+        if taken_up is not None and env is not None and n_launched() == 1:  # several workers meet only when they learn
+            model._player.warn_of_differences(taken_up, 3)
         return model
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:

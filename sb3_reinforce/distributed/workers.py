@@ -324,10 +324,10 @@ class Group(Alone):
         check_same(self.gather({**comparable_arguments(model), "total_timesteps": total_timesteps}))
         self._share_state(model)
         found = normalizers(model.env)
-        of_rank_0 = self._from_rank_0([moments_of(normalizer) for normalizer in found])
-        self._normalizers = list(zip(found, of_rank_0, strict=True))
-        for normalizer, moments in self._normalizers:
-            set_moments(normalizer, moments)
+        of_rank_0 = self._from_rank_0([(each.count, each.mean, each.var) for each in found])
+        for each, statistics in zip(found, of_rank_0, strict=True):
+            each.count, each.mean, each.var = statistics  # as they are, to the last bit
+        self._normalizers = [(each, moments_of(each)) for each in found]
         self._seed_environments(model)
         if self.rank > 0:
             model.set_logger(Logger(folder=None, output_formats=[]))

@@ -1,5 +1,6 @@
 """The state with which a model plays its rollouts, kept from one to the next."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ class Player:
         self._start: RolloutStart | None = None
         #: What the first rollout of a run that is taken up from a file begins with
         self.taken_up: RolloutStart | None = None
+        # What has been said of the differences between that run and this one
+        self._differences: list[str] = []
         # The environments whose statistics that start has
         self._start_env: VecEnv | None = None
         # The environments that `learn` has reset with the seeds of the first rollout, and `VecNormalize`'s statistics before
@@ -94,7 +97,9 @@ class Player:
         model = self.model
         self._start = self._freshly_seeded = self._statistics_before = None
         self.limits.begin(model.env, model.horizon, model.complete_episodes, model._warned_of_horizon)
-        if self._seed is None and model.group_size > 1:
+        if self._seed is None and model.seed is not None:  # set by hand
+            self._seed = model.seed
+        elif self._seed is None and model.group_size > 1:
             self._seed = int(th.randint(2**31, (1,)))
         own = Wish(
             model.env.num_envs,
@@ -125,6 +130,11 @@ class Player:
             self._set_seeds(env)
             self._freshly_seeded = env
 
+    def after_reset(self) -> None:
+        """Called after `learn` may have reset the environments: for a run that is taken up, that reset was one more."""
+        if self.taken_up is not None:
+            self.taken_up.restore_statistics(self.model.env)
+
     def between_rollouts(self) -> None:
         """Called after an update, with which the last rollout is past."""
         self._start = None  # also if another worker is lost meanwhile
@@ -149,9 +159,34 @@ class Player:
         if discounts != self._discounts:
             buffer.gamma, buffer.gae_lambda = self._discounts = discounts
 
+    def warn_of_differences(self, start: RolloutStart, stacklevel: int, *others: str) -> None:
+        """
+        Warn of what keeps a run from being taken up exactly, once of each reason. Without a seed nobody expects that.
+
+        :param start: What the run is taken up from
+        :param stacklevel: See :func:`warnings.warn`
+        :param others: Further reasons
+        """
+        differing = [each for each in start.differences(self.model) if each not in self._differences]
+        self._differences += differing
+        reasons = [f"the file was saved with {', '.join(differing)}"] if differing else []
+        reasons += others
+        if reasons and start.generators and self.model.workers.rank == 0:
+            warnings.warn(
+                "The run can be taken up, but need not end with the weights of one that was never interrupted, as "
+                f"{', and as '.join(reasons)}.",
+                UserWarning,
+                stacklevel=stacklevel,
+            )
+
     def _take_up(self, start: RolloutStart) -> None:
         model = self.model
-        start.restore_statistics(model.env)  # the reset at the beginning of `learn` was one more
+        workers, others = model.workers, []
+        if len(start.generators) != workers.size:
+            others.append(f"the file was saved with {len(start.generators)} workers instead of {workers.size}")
+        if model.seed_rollouts and model.complete_episodes and not self._agreed.resets_seeded:
+            others.append("its environments cannot be reset with seeds")
+        self.warn_of_differences(start, 7, *others)
         start.restore_generators(model, self._rng)
         self._seed, self._n_rollouts = start.seeds
         self.limits.note(start.cuts_expected)
@@ -192,7 +227,7 @@ class Player:
 
     def _set_seeds(self, env: VecEnv) -> None:
         """Set the seeds of the next reset, fresh ones in each rollout, and the same within each group."""
-        base, group_size = self._agreed.seed, self.model.group_size
+        base, group_size = self._seed, self.model.group_size
         assert base is not None
         if group_size == 1:
             env.seed(seed_of_rollout(base, self._n_rollouts) + self._agreed.first_env)
@@ -250,6 +285,8 @@ class Player:
             return False
         limits.note(report.cuts_expected)
         buffer.finish(episodes)
+        assert self._start is not None
+        self._start = self._start.with_baseline(model)  # it may remember the returns that it sees now
         AdvantageEstimator.of(model).fill(buffer, recorded, model.actor_critic, values_known)
         limits.note(report.cut)  # known too late for the baseline of this rollout
         self._reached_timesteps = recorder.next_timesteps

@@ -3,7 +3,6 @@
 import copy
 import platform
 import random
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -46,7 +45,7 @@ class RolloutStart(NamedTuple):
     """
     What a rollout began with, besides the weights, which do not change while it is played.
 
-    :param counted: The model's attributes that change while it plays, by name; empty between two rollouts
+    :param counted: The model's attributes that change in a rollout, by name; empty between two rollouts
     :param generators: The states of the random generators of each worker; empty for a model without a seed
     :param statistics: The count, mean and variance of each of ``VecNormalize``'s statistics
     :param seeds: What the seeds of its resets are derived from
@@ -88,6 +87,17 @@ class RolloutStart(NamedTuple):
         """
         return self._replace(counted={name: copy.copy(getattr(model, name)) for name in _COUNTED})
 
+    def with_baseline(self, model: Any) -> "RolloutStart":
+        """
+        :param model: The model, whose rollout is played and not yet weighed
+        :return: The same with a copy of the model's baseline, unless that cannot be copied
+        """
+        try:
+            baseline = copy.deepcopy(model.baseline)
+        except Exception:  # whatever a user's own objects raise
+            return self
+        return self._replace(counted={**self.counted, "baseline": baseline})
+
     @contextmanager
     def put_into(self, model: Any) -> Iterator[None]:
         """
@@ -97,7 +107,7 @@ class RolloutStart(NamedTuple):
         """
         now = {name: getattr(model, name) for name in self.counted}
         try:
-            start = self if self.made_with else self._replace(made_with=made_with(model))
+            start = self._replace(counted={}, made_with=self.made_with or made_with(model))
             # SB3 also writes each value of a dictionary as text, but not of a tuple
             vars(model).update({**self.counted, SAVED_AS: tuple(start._asdict().items()), VERSION: __version__})
             yield
@@ -129,24 +139,20 @@ class RolloutStart(NamedTuple):
             for each, (count, mean, var) in zip(found, self.statistics, strict=True):
                 each.count, each.mean, each.var = count, np.copy(mean), np.copy(var)
 
+    def differences(self, model: Any) -> list[str]:
+        """
+        :param model: The model
+        :return: What its numbers may depend on and has changed since the file was saved
+        """
+        now = made_with(model)
+        return [f"{name} {old} instead of {now[name]}" for name, old in self.made_with.items() if old != now[name]]
+
     def restore_generators(self, model: Any, rng: np.random.Generator | None) -> None:
         """
         :param model: The model
         :param rng: The generator of its actions
         """
-        if not self.generators:
-            return
-        now, workers = made_with(model), model.workers
-        differing = [f"{name} {old} instead of {now[name]}" for name, old in self.made_with.items() if old != now[name]]
-        if len(self.generators) != workers.size:
-            differing.append(f"{len(self.generators)} workers instead of {workers.size}")
-        if differing:
-            warnings.warn(
-                "The run is taken up, but need not end with the weights of one that was never interrupted, as the file was "
-                f"saved with {', '.join(differing)}.",
-                UserWarning,
-                stacklevel=7,
-            )
+        workers = model.workers
         if len(self.generators) == workers.size:
             restore_generators(self.generators[workers.rank], model.device, rng)
 

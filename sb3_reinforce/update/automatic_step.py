@@ -14,7 +14,8 @@ from sb3_reinforce.update.policy_step import OptimizerStep
 
 class AutomaticStep(NaturalStep):
     """
-    The natural step, and that of the optimizer for a policy that has none. Whether it has is tried out when learning begins.
+    The natural step, and that of the optimizer for a policy that has none. Whether it has is tried out when learning begins
+    with it, and kept with the model.
 
     :param model: The model that it belongs to
     """
@@ -30,16 +31,23 @@ class AutomaticStep(NaturalStep):
 
     def begin(self) -> None:
         self._is_natural, self.moves_shared_layers = True, False  # the policy may be another one
-        refused: str | None = None
+        known = self._refusal()
+        outcomes = self.model.workers.gather((known is not None, self._try() if known is None else known))
+        if outcomes[0][0]:  # rank 0's model goes on with its run
+            outcomes = outcomes[:1]
+        self._keep_refusal("")
+        for _, reason in outcomes:
+            if reason:
+                self._fall_back(reason)
+        self._begin_together()
+
+    def _try(self) -> str:
         try:
             super().check()
             check_second_derivative(self.model.actor_critic)
         except Exception as error:  # whatever a user's network raises: the optimizer's step may be possible all the same
-            refused = first_line(error)
-        for reason in self.model.workers.gather(refused):
-            if reason is not None:
-                self._fall_back(reason)
-        self._begin_together()
+            return first_line(error)
+        return ""
 
     def take(self, gradients: Gradients, batch: Batch, weights: th.Tensor, parameters: Parameters) -> dict[str, float]:
         if self._is_natural:
@@ -53,6 +61,7 @@ class AutomaticStep(NaturalStep):
 
     def _fall_back(self, reason: str) -> None:
         self._is_natural, self.moves_shared_layers = False, True
+        self._keep_refusal(reason)
         if self._warned_of != reason:  # once per reason, however often `learn` is called
             self._warned_of = reason
             warnings.warn(

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -92,15 +92,31 @@ class NaturalStep(OptimizerStep):
     # Whether the workers have told each other if they have found a reward
     _begun = False
 
+    def __init__(self, model: Any):
+        super().__init__(model)
+        # The layers of the policy that was tried: in a model from a file, those that it has at first
+        self._tried = [*model.policy.modules()]
+
     def check(self) -> None:
         check_policy(self.model.actor_critic)
         if self.model.uses_critic:
             check_critic(self.model.actor_critic)
 
     def begin(self) -> None:
-        model = self.model
-        check_second_derivative(model.actor_critic)
+        if self._refusal() != "":
+            check_second_derivative(self.model.actor_critic)
+            self._keep_refusal("")
         self._begin_together()
+
+    def _refusal(self) -> str | None:
+        """
+        The reason why this policy has no natural steps, empty if it has some; ``None`` if that was not tried. It is not tried
+        again, as the outcome may depend on the weights, and a run must go on as it began.
+        """
+        return self.model._natural_refusal if self._tried == [*self.model.policy.modules()] else None
+
+    def _keep_refusal(self, reason: str) -> None:
+        self._tried, self.model._natural_refusal = [*self.model.policy.modules()], reason
 
     def _begin_together(self) -> None:
         model = self.model

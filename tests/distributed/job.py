@@ -276,7 +276,9 @@ def taken_up(rank: int, size: int) -> dict[str, Any]:
     if rank == 0:
         half.save(folder / "half")
     half.workers.gather(rank)  # the file is there
-    return {"whole": state(whole), "middle": ended(folder / "middle"), "half": ended(folder / "half")}
+    pieces = half.learn(total - half.num_timesteps, reset_num_timesteps=False)
+    taken_up = {"middle": ended(folder / "middle"), "half": ended(folder / "half"), "pieces": state(pieces)}
+    return {"whole": state(whole), **taken_up}
 
 
 def mixed(rank: int, size: int) -> dict[str, Any]:

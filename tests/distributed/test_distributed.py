@@ -134,7 +134,7 @@ def test_a_saved_model_is_an_ordinary_one(trained):
 
 def test_a_run_of_two_workers_is_taken_up_exactly(tmp_path):
     for outcome in results(2, "taken_up", tmp_path):
-        for name in ("middle", "half"):
+        for name in ("middle", "half", "pieces"):
             for key, value in outcome["whole"].items():
                 np.testing.assert_array_equal(outcome[name][key], value, err_msg=f"{name}: {key}")
     env = VecNormalize(job.make_vec_env("CartPole-v1"))

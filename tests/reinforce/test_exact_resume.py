@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -24,7 +25,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
-from sb3_reinforce import REINFORCE, MaskableRecurrentREINFORCE, MaskableREINFORCE, RecurrentREINFORCE
+from sb3_reinforce import REINFORCE, Baseline, MaskableRecurrentREINFORCE, MaskableREINFORCE, RecurrentREINFORCE
+from sb3_reinforce.actor_critic.actor_critic import NoNaturalStepError
+from sb3_reinforce.monte_carlo.baselines import EpisodeReturns
 from tests.helpers import ROOT, slow
 from tests.helpers.environments import Seeded, vec
 
@@ -107,6 +110,13 @@ class SaveAt(BaseCallback):
         if self.n_calls in self.steps:
             self._save()
         return True
+
+
+class SaveAtRolloutEnds(SaveAt):
+    """Saves the model whenever a rollout is played and weighed, and its update is still to come."""
+
+    def _on_rollout_end(self) -> None:
+        self._save()
 
 
 class StopAt(BaseCallback):
@@ -198,6 +208,13 @@ def test_a_run_is_taken_up_exactly_after_the_last_update_of_its_callbacks(tmp_pa
     assert_equal(taken_up(saves.files[0], seeded()), whole)
 
 
+def test_a_run_that_has_come_to_its_end_is_taken_up_with_nothing_left_to_do() -> None:
+    model, file = REINFORCE("MlpPolicy", normalized(2)(), seed=7, n_steps=40).learn(N_STEPS), io.BytesIO()
+    model.save(file)
+    assert model.num_timesteps > N_STEPS
+    assert_equal(taken_up(file, normalized(2)), model)
+
+
 def test_a_run_is_taken_up_again_and_again() -> None:
     model, saves = REINFORCE("MlpPolicy", seeded(2)(), seed=7, n_steps=40), SaveAt(70)
     model.learn(N_STEPS, callback=saves)
@@ -261,17 +278,67 @@ def test_a_run_that_was_interrupted_while_it_logged_is_taken_up_after_the_update
 def test_a_cut_that_nobody_expected_is_met_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as no episode was cut, the baseline of an episode may use later ones of the same environment."""
     monkeypatch.setattr("sb3_reinforce.rollout.limits.DEFAULT_HORIZON", 7)
-
-    class SaveAtRolloutEnds(SaveAt):
-        def _on_rollout_end(self) -> None:
-            self._save()
-
     saves = SaveAtRolloutEnds()
     model = REINFORCE("MlpPolicy", seeded(2)(), seed=7, n_episodes=4, baseline="leave_one_out")
     with pytest.warns(UserWarning, match="An episode was cut"):
         model.learn(N_STEPS // 2, callback=saves)
         for file in saves.files[:2]:
             assert_equal(taken_up(file, seeded(2), total=N_STEPS // 2), model)
+
+
+class Remembering(Baseline):
+    """A mean of the returns of all rollouts so far."""
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+
+    def __call__(self, episodes: EpisodeReturns) -> np.ndarray:
+        baseline = np.full(len(episodes.returns), self.mean)
+        self.mean += 0.1 * (float(episodes.returns.mean()) - self.mean)
+        return baseline
+
+
+def test_a_baseline_that_remembers_returns_does_not_see_those_of_a_rollout_twice() -> None:
+    model, saves = REINFORCE("MlpPolicy", seeded(2)(), seed=7, n_steps=40, baseline=Remembering()), SaveAtRolloutEnds()
+    model.learn(N_STEPS // 2, callback=saves)
+    for file in saves.files[:2]:
+        again = taken_up(file, seeded(2), total=N_STEPS // 2)
+        assert_equal(again, model)
+        assert again.baseline.mean == model.baseline.mean != 0.0  # type: ignore[union-attr]
+
+
+def test_a_baseline_that_cannot_be_copied_can_be_learned_with() -> None:
+    class Locked(Remembering):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+    model = REINFORCE("MlpPolicy", seeded()(), n_steps=20, baseline=Locked()).learn(20)
+    assert model.baseline.mean != 0.0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("natural_gradient", "refused_at_first"), [(None, False), (None, True), (True, False)])
+def test_a_run_goes_on_with_the_kind_of_step_that_it_began_with(
+    natural_gradient: bool | None, refused_at_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a policy seems to have natural steps may depend on its weights, as with layers that are not smooth."""
+    refuses = [refused_at_first]
+
+    def check(actor_critic: Any) -> None:
+        if refuses[0]:
+            raise NoNaturalStepError("No.")
+
+    for module in ("natural_step", "automatic_step"):
+        monkeypatch.setattr(f"sb3_reinforce.update.{module}.check_second_derivative", check)
+    arguments: dict[str, Any] = {"seed": 7, "n_steps": 40, "natural_gradient": natural_gradient, "device": "cpu"}
+    model, saves = REINFORCE("MlpPolicy", seeded(2)(), **arguments), SaveAt(70)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model.learn(N_STEPS, callback=saves)
+        half = REINFORCE("MlpPolicy", seeded(2)(), **arguments).learn(N_STEPS // 2)
+        refuses[0] = not refuses[0]
+        assert_equal(half.learn(N_STEPS - half.num_timesteps, reset_num_timesteps=False), model)
+        assert_equal(taken_up(saves.files[0], seeded(2)), model)
 
 
 def test_other_environments_are_saved_with_their_own_statistics(tmp_path: Path) -> None:
@@ -313,6 +380,20 @@ def test_without_a_seed_nothing_is_seeded_and_the_run_goes_on(tmp_path: Path) ->
         assert again.num_timesteps >= 2 * N_STEPS
         ends.append(np.concatenate([np.ravel(each) for each in state(again)[:4]]))
     assert (ends[0] != ends[1]).any()
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_a_seed_that_is_set_by_hand_is_that_of_the_run(seed: int | None) -> None:
+    model, saves = REINFORCE("MlpPolicy", seeded(2)(), seed=seed, n_steps=40), SaveAt(70)
+    if seed is None:
+        model.seed = 8
+    else:
+        model.set_random_seed(8)
+    model.learn(N_STEPS, callback=saves)
+    assert_equal(taken_up(saves.files[0], seeded(2)), model)
+    given = [{each for each in seeds if each is not None} for seeds in seeds_of(model)]
+    other = REINFORCE("MlpPolicy", seeded(2)(), seed=8, n_steps=40).learn(N_STEPS)
+    assert given[0] >= {each for each in seeds_of(other)[0] if each is not None} != set()
 
 
 def test_a_single_environment_is_reset_once_more_per_rollout_unless_that_is_switched_off() -> None:
@@ -384,6 +465,32 @@ def test_it_is_said_if_the_run_cannot_go_on_exactly(monkeypatch: pytest.MonkeyPa
     with pytest.warns(UserWarning, match=r"environments 2 instead of 1, statistics of VecNormalize 2 instead of 0\.$"):
         monkeypatch.undo()
         taken_up(file, seeded(), total=400)
+
+
+def test_load_says_it_if_it_can_know_and_learn_does_not_repeat_it() -> None:
+    file = a_file()
+    with pytest.warns(UserWarning, match=r"was never interrupted, as the file was saved with environments 2 inst") as caught:
+        model = loaded(file, seeded(1))
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.learn(1, reset_num_timesteps=False)
+        file.seek(0)
+        model = REINFORCE.load(file)  # nothing is learned without environments
+    other = normalized(2)()
+    model.set_env(VecNormalize(other))
+    with pytest.warns(UserWarning, match="statistics of VecNormalize 2 instead of 4"):
+        model.learn(1, reset_num_timesteps=False)
+
+
+def test_it_is_said_if_the_environments_cannot_be_seeded() -> None:
+    def env() -> VecEnv:
+        return DummyVecEnv([lambda: Monitor(Seeded(), allow_early_resets=False)])
+
+    saves = SaveAt(70)
+    REINFORCE("MlpPolicy", env(), seed=7, n_steps=40).learn(N_STEPS // 2, callback=saves)
+    with pytest.warns(UserWarning, match=r"was never interrupted, as its environments cannot be reset with seeds\.$"):
+        taken_up(saves.files[0], env)
 
 
 # Killed

@@ -238,6 +238,7 @@ def test_a_saved_file_holds_arguments_and_the_state_of_sb3_and_nothing_of_the_ru
         data = load_from_zip_file(tmp_path / "model")[0]
         assert data is not None and set(data) - known <= {
             "critic_lr_schedule",
+            "_natural_refusal",
             "_reward_found",
             "_warned_of_horizon",
             "_return_units",

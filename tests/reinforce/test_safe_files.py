@@ -133,6 +133,15 @@ def test_names_folders_links_and_permissions_are_as_in_sb3(tmp_path: Path) -> No
         np.testing.assert_array_equal(weights(REINFORCE.load(tmp_path / name)), weights(model))
 
 
+def test_a_pipe_gets_the_file_and_stays_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.zip")
+    reader = subprocess.Popen(["cat", str(tmp_path / "pipe.zip")], stdout=subprocess.PIPE)
+    make().save(tmp_path / "pipe")
+    assert (tmp_path / "pipe.zip").is_fifo() and os.listdir(tmp_path) == ["pipe.zip"]
+    content, _ = reader.communicate(timeout=60)
+    assert REINFORCE.load(io.BytesIO(content)).seed == 0
+
+
 # Loading
 
 
@@ -148,14 +157,19 @@ def damaged(path: Path, kind: str) -> Path:
         with zipfile.ZipFile(path) as archive:
             start = archive.getinfo("policy.pth").header_offset
         content = content[: start + 500] + bytes([content[start + 500] ^ 255]) + content[start + 501 :]
+    elif kind == "the mark of a secret":
+        start = content.rindex(b"PK\1\2", 0, content.rindex(b"policy.optimizer.pth"))  # of its entry in the list at the end
+        content = content[: start + 8] + b"\1" + content[start + 9 :]
     path.write_bytes(content)
-    if kind == "another archive":
+    if kind in ("another archive", "a list", "other data"):
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("readme.txt", "nothing")
+            archive.writestr(*{"a list": ("data", "[1]"), "other data": ("data", '{"a": 1}')}.get(kind, ("readme.txt", "")))
     return path
 
 
-@pytest.mark.parametrize("kind", ["cut", "empty", "no archive", "a byte", "another archive"])
+@pytest.mark.parametrize(
+    "kind", ["cut", "empty", "no archive", "a byte", "the mark of a secret", "another archive", "a list", "other data"]
+)
 def test_what_is_no_file_of_a_model_is_refused_in_one_sentence(kind: str, tmp_path: Path) -> None:
     model = make()
     model.save(tmp_path / "model.zip")
