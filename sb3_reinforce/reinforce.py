@@ -33,7 +33,7 @@ from sb3_reinforce.rollout.episode_infos import telling_infos
 from sb3_reinforce.rollout.observations import check_statistics, check_step, judged_observations
 from sb3_reinforce.rollout.player import Player
 from sb3_reinforce.rollout.rollout_start import RolloutStart
-from sb3_reinforce.update.advice import Advisor, largest_entropy
+from sb3_reinforce.update.advice import Advisor, Seen, largest_entropy
 from sb3_reinforce.update.automatic_step import AutomaticStep
 from sb3_reinforce.update.critic import fit_critic
 from sb3_reinforce.update.gradients import (
@@ -198,6 +198,8 @@ class REINFORCE(ResumableAlgorithm):
     _natural_refusal: str | None = None  # why the policy has no natural steps; empty if it has some, None before it was tried
     # Of the returns so far; a file has them as a list
     _return_units: ReturnUnits = ReturnUnits()
+    # What the updates have shown so far, likewise
+    _seen: Seen = Seen()
 
     def __init__(
         self,

@@ -183,7 +183,12 @@ class ActorCritic:
             hook.remove()
             forget_graphs(self.policy)
         found = len(outputs) == 2 and all(map(th.equal, values, (o.flatten() for o in outputs)))
-        return head if found and not self._acts_on(head, batch, evaluated[1]) else None
+        return head if found and self._is_critics(head, batch) and not self._acts_on(head, batch, evaluated[1]) else None
+
+    def _is_critics(self, head: th.nn.Linear, batch: Batch | None = None) -> bool:
+        """Whether the actor has no part of a layer, which would change the policy when its weights are in other units."""
+        actor, _ = self.split(batch)
+        return actor.isdisjoint(head.parameters())
 
     def _acts_on(self, head: th.nn.Linear, batch: Batch, log_probs: th.Tensor) -> bool:
         """Whether the actor reads the value, which would change the policy when it is in other units."""
@@ -336,7 +341,8 @@ class SeparableActorCritic(ActorCritic):
         return found if isinstance(found, list) else [found]
 
     def value_head(self) -> th.nn.Linear | None:
-        return plain_head(self.policy)
+        head = plain_head(self.policy)
+        return head if head is not None and self._is_critics(head) else None
 
     def regression(self, batch: Batch) -> "Regression":
         policy = self.policy

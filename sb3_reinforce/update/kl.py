@@ -11,6 +11,8 @@ from sb3_reinforce.distributed.workers import Alone
 #: :func:`approximate_kl` takes fewer than twice this many timesteps. The whole batch of 256 environments would take an eighth
 #: of the training time, for a number in the log
 MEASURED_ON = 2**13
+#: A policy is nearly certain of an action if all others together have less than this probability
+REST = 1e-3
 
 
 def approximate_kl(actor_critic: ActorCritic, batch: Batch, old_log_probs: th.Tensor, workers: Alone) -> float:
@@ -62,6 +64,22 @@ def has_finite_support(distribution: Distribution) -> bool:
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return isinstance(distribution, Bernoulli | Categorical)
+
+
+def is_nearly_certain(distribution: Distribution) -> bool:
+    """
+    :param distribution: A distribution
+    :return: Whether one of finitely many actions has nearly all of the probability, at every timestep
+    """
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    if isinstance(distribution, Categorical):
+        rest = 1.0 - distribution.probs.amax(dim=-1)
+    elif isinstance(distribution, Bernoulli):
+        rest = th.minimum(distribution.probs, 1.0 - distribution.probs)
+    else:
+        return False
+    return bool((rest < REST).all())
 
 
 def _expected(probs: th.Tensor, minuend: th.Tensor, subtrahend: th.Tensor) -> th.Tensor:

@@ -29,7 +29,7 @@ from sb3_reinforce.update.fisher import (
     solve,
 )
 from sb3_reinforce.update.gradients import Gradients
-from sb3_reinforce.update.kl import has_finite_support, kl_divergence
+from sb3_reinforce.update.kl import has_finite_support, is_nearly_certain, kl_divergence
 from sb3_reinforce.update.policy_step import OptimizerStep, gradient_step
 
 #: A step is shortened until its divergence is at most this multiple of its target (or the second number): on average, and
@@ -368,11 +368,13 @@ def check_curvature(actor_critic: ActorCritic, batch: Batch, fisher: Fisher) -> 
     :param fisher: The Fisher information of these
     :raises NoNaturalStepError: If it is not the curvature, as far as float32 can tell
     """
+    before = distributions_as_it_acts(actor_critic, batch)
+    if all(map(is_nearly_certain, chain(*before))):  # the curvature is then what rounding leaves of larger numbers
+        return
     generator = th.Generator().manual_seed(0)
     vector = th.cat([th.randn(p.numel(), generator=generator).to(p) for p in fisher.parameters])
     # As large as the solver's, for gradients may be clipped on their way
     curvature = float(vector.dot(fisher(SOLVER_NORM * vector))) / SOLVER_NORM
-    before = distributions_as_it_acts(actor_critic, batch)
 
     def divergence_at(length: float) -> float:
         return _mean_divergence(actor_critic, batch, before, fisher, length * vector)

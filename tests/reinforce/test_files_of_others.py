@@ -243,6 +243,7 @@ def test_a_saved_file_holds_arguments_and_the_state_of_sb3_and_nothing_of_the_ru
             "_warned_of_horizon",
             "_return_units",
             "_rollout_start",
+            "_seen",
             "sb3_reinforce_version",
         }
 

@@ -4,6 +4,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.update import advice
+from tests.helpers import no_warnings
 from tests.helpers.environments import Scripted, vec
 
 #: A part of each warning
@@ -102,6 +104,26 @@ def test_one_other_return_is_enough_to_say_nothing(monkeypatch: pytest.MonkeyPat
     assert not advised(warned(make(env, baseline="mean"), 15_000))
 
 
+@pytest.mark.parametrize(("gamma", "expected"), [(0.99, 0), (1.0, 1)])
+def test_a_goal_that_is_always_reached_is_something_to_learn_where_sooner_is_better(
+    gamma: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advice, "EQUAL_TIMESTEPS", 2_000)
+    rewards = cycle([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
+    env = Scripted(lengths=(3, 4), reward=lambda _: next(rewards))
+    assert len(advised(warned(make(env, gamma=gamma, n_episodes=100), 4_000))) == expected
+
+
+def test_pieces_of_episodes_are_no_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All episodes are equal, whatever parts of them fixed rollouts hold."""
+    monkeypatch.setattr(advice, "EQUAL_TIMESTEPS", 5_000)
+    env = vec(*(Scripted(lengths=(50,), reward=lambda _: 1.0) for _ in range(2)))
+    model = make(env, n_steps=120, complete_episodes=False, natural_gradient=False, learning_rate=1e-8)
+    set_logits(model, 0.0, 15.0)
+    messages = warned(model, 8_000)
+    assert len(matching(messages, EQUAL_RETURNS)) == 1 == len(advised(messages))
+
+
 def set_logits(model: REINFORCE, *logits: float) -> None:
     with th.no_grad():
         model.policy.action_net.weight.zero_()
@@ -116,6 +138,14 @@ def test_a_policy_that_is_certain_too_early_says_so_once() -> None:
     assert len(matching(messages, CERTAIN)) == 1 == len(advised(messages))
     assert "`ent_coef`" in advised(messages)[0]
     assert not matching(warned(model, 5_000), CERTAIN)
+
+
+def test_the_returns_of_single_episodes_are_compared_with_each_other() -> None:
+    rng = np.random.default_rng(0)
+    env = Bandit(spaces.Discrete(2), lambda action: action + rng.normal())
+    model = make(env, n_episodes=1, natural_gradient=False, learning_rate=1e-8)
+    set_logits(model, 0.0, 15.0)
+    assert len(matching(warned(model, 200), CERTAIN)) == 1
 
 
 @pytest.mark.parametrize("logits", [(0.0, 0.0), (0.0, 4.0)])
@@ -153,6 +183,30 @@ def test_a_deviation_that_is_gone_counts_as_certain() -> None:
         assert len(matching(warned(model, 5_000), CERTAIN)) == expected
 
 
+@pytest.mark.parametrize("bound", [100.0, np.finfo(np.float32).max])
+def test_a_deviation_is_not_gone_because_the_bounds_are_far_apart(bound: float) -> None:
+    rng = np.random.default_rng(0)
+    space = spaces.Box(-np.float32(bound), np.float32(bound), (1,))
+    for log_std, expected in ((-3.0, 0), (-8.0, 1)):
+        model = make(Bandit(space, lambda _: rng.normal()), learning_rate=1e-8)
+        with th.no_grad():
+            model.policy.log_std.fill_(log_std)
+        assert len(matching(warned(model, 3_000), CERTAIN)) == expected
+
+
+@no_warnings
+def test_a_run_without_real_bounds_is_healthy() -> None:
+    """SB3 takes finite bounds only, so the largest numbers stand for none."""
+    largest = np.finfo(np.float32).max
+    rng = np.random.default_rng(0)
+    make(Bandit(spaces.Box(-largest, largest, (1,)), lambda _: rng.normal())).learn(5_000)
+
+
+def test_a_dimension_with_one_action_has_no_bounds_to_be_far_from() -> None:
+    env = Bandit(spaces.Box(np.float32([-1.0, 0.0]), np.float32([1.0, 0.0])), lambda action: -float(abs(action).sum()))
+    assert not advised(warned(make(env), 500))
+
+
 def test_a_critic_that_makes_it_worse_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(advice, "USELESS_UPDATES", 10)
     rng = np.random.default_rng(0)
@@ -171,6 +225,12 @@ def test_returns_of_a_scale_that_no_raw_critic_follows_are_named(scale: float, e
 
     assert found(normalize_returns=False) == expected
     assert found(normalize_returns=True) == found(normalize_returns=False, baseline="linear") == 0
+
+
+def test_returns_that_have_become_small_are_no_trouble() -> None:
+    rewards = (10.0**-exponent for exponent in count(step=0.01))
+    model = make(Bandit(spaces.Discrete(2), lambda _: next(rewards)), normalize_returns=False, n_steps=100)
+    assert not advised(warned(model, 800))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +269,31 @@ def test_copies_and_files_of_a_model_watch_for_themselves(tmp_path: Path) -> Non
     model.save(tmp_path / "model.zip")
     assert "_advisor" not in (tmp_path / "model.zip").read_bytes().decode("latin-1")
     assert matching(warned(REINFORCE.load(tmp_path / "model.zip", env), 500), BOUNDS)
+
+
+def test_a_run_that_is_cut_into_pieces_by_files_is_watched_like_any_other(tmp_path: Path) -> None:
+    def go_on(n_timesteps: int) -> list[str]:
+        model = REINFORCE.load(tmp_path / "model", env, device="cpu")
+        messages = warned(model, n_timesteps, reset_num_timesteps=False)
+        model.save(tmp_path / "model")
+        return advised(messages)
+
+    env = Scripted(lengths=(50,), reward=lambda _: 0.0)
+    make(env).save(tmp_path / "model")
+    assert [len(go_on(6_000)) for _ in range(3)] == [0, 1, 0]
+
+
+def test_a_model_that_has_found_a_reward_before_is_not_told_that_there_is_none(tmp_path: Path) -> None:
+    rewards = iter([1.0] + [0.0] * 20_000)
+    env = Scripted(lengths=(50,), reward=lambda _: next(rewards))
+    make(env).learn(500).save(tmp_path / "model")
+    assert not advised(warned(REINFORCE.load(tmp_path / "model", env, device="cpu"), 11_000))
+
+
+def test_a_copy_does_not_silence_its_original() -> None:
+    model = make(Bandit(spaces.Box(-0.01, 0.01, (1,)), lambda action: 0.0))
+    clone = copy.copy(model)
+    assert len(advised(warned(clone, 100))) == 1 == len(advised(warned(model, 100)))
 
 
 def test_environments_with_fixed_rollouts_are_watched_too() -> None:

@@ -369,3 +369,15 @@ def test_a_policy_with_kinks_that_has_become_nearly_certain_keeps_natural_steps(
         policy.action_net.weight.mul_(300.0)
         policy.action_net.bias[0] += 53.7
     check_second_derivative(make_actor_critic(policy))
+
+
+@pytest.mark.parametrize("seed", [2, 10, 13, 40, 50, 65])
+def test_large_observations_do_not_cost_a_policy_with_kinks_its_natural_steps(seed: int) -> None:
+    """Where it is nearly certain, rounding can even make the curvature negative."""
+    th.manual_seed(seed)
+    box = spaces.Box(-1e3, 1e3, (4,), np.float32)
+    policy = ActorCriticPolicy(box, spaces.Discrete(2), lambda _: 1e-3, net_arch=[8], activation_fn=nn.ReLU)
+    with th.no_grad():
+        policy.action_net.weight.mul_(10.0)
+        policy.action_net.bias[0] += seed % 30
+    check_second_derivative(make_actor_critic(policy))

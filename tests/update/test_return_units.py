@@ -325,3 +325,22 @@ def test_a_critic_that_the_actor_listens_to_keeps_raw_units() -> None:
     assert model.actor_critic.value_head() is None and th.equal(model.policy.value_net.bias, before)
     model.learn(200)
     assert model._return_units.n_batches == 0 and model.logger.name_to_value["train/approx_kl"] < 0.05
+
+
+def test_a_layer_that_the_actor_shares_keeps_raw_units() -> None:
+    class Tied(ActorCriticPolicy):
+        """The mean of its only action has the weights of the value."""
+
+        def _build(self, lr_schedule: Any) -> None:
+            super()._build(lr_schedule)
+            self.value_net.weight = self.action_net.weight
+            self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1.0), **self.optimizer_kwargs)
+
+    class TiedOwn(Tied):
+        def evaluate_actions(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+            return super().evaluate_actions(obs, actions)
+
+    env = Scripted(lengths=(7,), action_space=spaces.Box(-1.0, 1.0, (1,)), reward=lambda timestep: 100.0 + timestep)
+    for policy in (Tied, TiedOwn):
+        model = REINFORCE(policy, env, n_steps=32, seed=0, device="cpu")
+        assert model.actor_critic.value_head() is None and model.policy.action_net.weight.any()
