@@ -47,13 +47,13 @@ class Lamp(gym.Env[np.ndarray, Any]):
         return np.ones(2, bool)
 
 
-@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.float32])
-def test_where_the_light_is_in_a_small_picture_is_learned(dtype: Any, tmp_path: Path) -> None:
-    model = REINFORCE("SmallCnnPolicy", Lamp(dtype), n_steps=256, seed=0, device="cpu").learn(6_000)
-    assert evaluate_policy(model, vec(Lamp(dtype)), 20)[0] > 7
+def test_where_the_light_is_in_a_small_picture_is_learned(tmp_path: Path) -> None:
+    kwargs: dict[str, Any] = {"natural_gradient": False, "learning_rate": 3e-3, "n_critic_updates": 1}
+    model = REINFORCE("SmallCnnPolicy", Lamp(), n_steps=128, seed=0, device="cpu", **kwargs).learn(6_000)
+    assert evaluate_policy(model, vec(Lamp()), 20)[0] > 7
     model.save(tmp_path / "lamp")
     loaded = REINFORCE.load(tmp_path / "lamp", device="cpu")
-    obs = Lamp(dtype).reset(seed=3)[0]
+    obs = Lamp().reset(seed=3)[0]
     assert loaded.predict(obs, deterministic=True)[0] == model.predict(obs, deterministic=True)[0]
 
 
