@@ -150,6 +150,8 @@ def with_names(parameters: dict[str, Any], policy: ActorCriticPolicy) -> dict[st
     :return: The same with the names of the parameters in each group of the optimizer, by which the groups of another
         optimizer are arranged before it loads the state
     """
+    # The weights of a compiled policy under the names that they have in the policy itself, as newer versions of SB3 save them
+    parameters["policy"] = getattr(policy, "_orig_mod", policy).state_dict()
     for group, names in zip(parameters["policy.optimizer"]["param_groups"], parameter_names(policy), strict=True):
         group["names"] = names
     return parameters

@@ -216,5 +216,5 @@ def _gradients(
                 allow_unused=True,
                 materialize_grads=True,
             )
-            total[i] += th.cat([gradient.flatten() for gradient in gradients])
+            total[i] += th.cat([gradient.flatten() for gradient in gradients]).detach()
     return total

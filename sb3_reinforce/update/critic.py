@@ -100,7 +100,8 @@ def _minibatch_gradient(
     for values, returns in regression.values_and_returns(where):
         part_loss = ((values - returns) ** 2).sum() / n_total
         # A layer that the values do not go through has a gradient of zero, in every worker
-        found = list(th.autograd.grad(part_loss, parameters, allow_unused=True, materialize_grads=True))
+        grads = th.autograd.grad(part_loss, parameters, allow_unused=True, materialize_grads=True)
+        found = [grad.detach() for grad in grads]  # those zeros require gradients in older versions of PyTorch
         for total, part_gradient in zip(gradients, found, strict=False):  # `gradients` is empty at first
             total += part_gradient
         gradients = gradients or found

@@ -252,7 +252,7 @@ class FisherOfDifferences(Fisher):
             allow_unused=True,
             materialize_grads=True,
         )
-        return th.cat([gradient.flatten() for gradient in gradients])
+        return th.cat([gradient.flatten() for gradient in gradients]).detach()
 
 
 @contextmanager

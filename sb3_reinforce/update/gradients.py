@@ -123,7 +123,8 @@ def _add_gradients(
 ) -> None:
     if not parameters:
         return
-    parts = th.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True, materialize_grads=True)
+    grads = th.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True, materialize_grads=True)
+    parts = [grad.detach() for grad in grads]  # zeros of unused ones require gradients in older versions of PyTorch
     if not gradients:  # a second set might take much memory
         gradients += parts
         return
