@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -14,6 +15,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from sb3_reinforce.arguments import constructor_arguments
 from sb3_reinforce.distributed.moments import Moments
 
+#: Count, mean and variance
+Statistics = tuple[float, np.ndarray, np.ndarray]
 #: Arguments that may differ between workers
 _OWN_ARGUMENTS = {"n_steps", "seed", "verbose", "stats_window_size", "tensorboard_log"}
 
@@ -109,6 +112,23 @@ def normalizers(env: VecEnv | None, training_only: bool = False) -> list[Running
             found.append(env.ret_rms)
         env = env.venv
     return found
+
+
+def statistics_of(normalizer: RunningMeanStd) -> Statistics:
+    """
+    :param normalizer: Statistics
+    :return: A copy of them, to the last bit, which their moments are not
+    """
+    return normalizer.count, np.copy(normalizer.mean), np.copy(normalizer.var)
+
+
+def set_statistics(normalizer: RunningMeanStd, statistics: Statistics) -> None:
+    """
+    :param normalizer: Statistics, which are replaced
+    :param statistics: The new ones, of which a copy is kept
+    """
+    count, mean, var = statistics
+    normalizer.count, normalizer.mean, normalizer.var = count, np.copy(mean), np.copy(var)
 
 
 def moments_of(normalizer: RunningMeanStd) -> Moments:

@@ -27,6 +27,8 @@ from sb3_reinforce.distributed.sharing import (
     moments_of,
     normalizers,
     set_moments,
+    set_statistics,
+    statistics_of,
 )
 
 T = TypeVar("T")
@@ -324,9 +326,8 @@ class Group(Alone):
         check_same(self.gather({**comparable_arguments(model), "total_timesteps": total_timesteps}))
         self._share_state(model)
         found = normalizers(model.env)
-        of_rank_0 = self._from_rank_0([(each.count, each.mean, each.var) for each in found])
-        for each, statistics in zip(found, of_rank_0, strict=True):
-            each.count, each.mean, each.var = statistics  # as they are, to the last bit
+        for each, statistics in zip(found, self._from_rank_0([statistics_of(each) for each in found]), strict=True):
+            set_statistics(each, statistics)
         self._normalizers = [(each, moments_of(each)) for each in found]
         self._seed_environments(model)
         if self.rank > 0:

@@ -14,13 +14,14 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_reinforce.actor_critic.sampler import PolicySampler, reset_noise
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.distributed import Report
+from sb3_reinforce.distributed.sharing import Statistics
 from sb3_reinforce.rollout.advantages import AdvantageEstimator
 from sb3_reinforce.rollout.dead_steps import DeadSteps
 from sb3_reinforce.rollout.episode_infos import info_of_cut_episode
 from sb3_reinforce.rollout.seeds import check_alike, seed_of_rollout, seeds_of_groups, set_seeds, takes_seeds
 from sb3_reinforce.rollout.limits import EpisodeLimits
 from sb3_reinforce.rollout.recorder import CompleteEpisodes, FixedLength, Recorder
-from sb3_reinforce.rollout.rollout_start import Agreement, RolloutStart, Statistics, Wish, copies_of_statistics
+from sb3_reinforce.rollout.rollout_start import Agreement, RolloutStart, Wish, copies_of_statistics
 
 
 class Player:

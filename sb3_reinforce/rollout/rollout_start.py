@@ -11,7 +11,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.distributed.sharing import normalizers
+from sb3_reinforce.distributed.sharing import Statistics, normalizers, set_statistics, statistics_of
 from sb3_reinforce.model_file import VERSION
 from sb3_reinforce.version import __version__
 
@@ -37,8 +37,6 @@ MADE_WITH: dict[str, Callable[[Any], str]] = {
     "environments": lambda model: str(model.n_envs),
     "statistics of VecNormalize": lambda model: str(len(normalizers(model.env))),
 }
-#: Count, mean and variance
-Statistics = tuple[float, np.ndarray, np.ndarray]
 
 
 class RolloutStart(NamedTuple):
@@ -136,8 +134,8 @@ class RolloutStart(NamedTuple):
         """
         found = normalizers(env, training_only=True)
         if [np.shape(each.mean) for each in found] == [np.shape(mean) for _, mean, _ in self.statistics]:
-            for each, (count, mean, var) in zip(found, self.statistics, strict=True):
-                each.count, each.mean, each.var = count, np.copy(mean), np.copy(var)
+            for each, statistics in zip(found, self.statistics, strict=True):
+                set_statistics(each, statistics)
 
     def differences(self, model: Any) -> list[str]:
         """
@@ -226,7 +224,7 @@ def copies_of_statistics(env: VecEnv | None) -> list[Statistics]:
     :param env: Environments
     :return: The statistics that ``VecNormalize`` gathers of them
     """
-    return [(each.count, np.copy(each.mean), np.copy(each.var)) for each in normalizers(env, training_only=True)]
+    return [statistics_of(each) for each in normalizers(env, training_only=True)]
 
 
 def states_of_generators(device: th.device, rng: np.random.Generator | None) -> dict[str, Any]:
