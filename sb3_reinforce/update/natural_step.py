@@ -31,6 +31,7 @@ from sb3_reinforce.update.fisher import (
 from sb3_reinforce.update.gradients import Gradients
 from sb3_reinforce.update.kl import has_finite_support, is_nearly_certain, kl_divergence
 from sb3_reinforce.update.policy_step import OptimizerStep, gradient_step
+from sb3_reinforce.update.return_units import ReturnUnits
 
 #: A step is shortened until its divergence is at most this multiple of its target (or the second number): on average, and
 #: where actions are finitely many for every timestep of the batch. There the mean says little of a policy that is nearly
@@ -38,6 +39,10 @@ from sb3_reinforce.update.policy_step import OptimizerStep, gradient_step
 #: drawn there any more, while a Gaussian comes back
 WORST, LEAST_WORST = 50.0, 1e-3
 MAX_TRIALS = 20
+#: A step is shortened where the advantages deviate by less than this share of the deviation of all returns so far. When every
+#: episode goes well, the returns are alike and the advantages are the errors of the critic, along which steps of full length
+#: unlearn the task
+SMALL = 0.03
 #: Unless ``sub_sampling_factor`` says otherwise, the Fisher information is that of fewer than twice this many timesteps. For
 #: 256 environments whose episodes have 400 timesteps the whole training then takes less than a third of the time
 OF_TIMESTEPS = 2**13
@@ -142,7 +147,6 @@ class NaturalStep(OptimizerStep):
     ) -> dict[str, float]:
         model = self.model
         target_kl = self._target_kl_at(model._current_progress_remaining)
-        settings = Settings(target_kl, model.cg_max_steps, model.cg_damping, model.sub_sampling_factor)
         norm = divergence = 0.0
         try:
             # Also with an entropy bonus: the bonus alone does not justify a step of full length
@@ -150,7 +154,9 @@ class NaturalStep(OptimizerStep):
             if model.normalize_advantage == "group":
                 check_groups(weights, model.workers)
             else:
-                check_advantages(batch, bool(model.normalize_advantage), model.workers)
+                size = check_advantages(batch, bool(model.normalize_advantage), model.workers)
+                target_kl *= (size / max(SMALL * self._scale_so_far(), size)) ** 2
+            settings = Settings(target_kl, model.cg_max_steps, model.cg_damping, model.sub_sampling_factor)
             norm, divergence = natural_step(model.actor_critic, batch, weights, gradient, parameters, settings, model.workers)
         except NoDirectionError as error:
             # A solved task has such batches, and so has a task whose reward is not found yet: the next batch may be different
@@ -171,6 +177,9 @@ class NaturalStep(OptimizerStep):
             target_kl = target_kl.item()
         check_number("target_kl", target_kl, 0)  # a schedule may end at zero
         return float(target_kl)
+
+    def _scale_so_far(self) -> float:
+        return ReturnUnits(*self.model._return_units).scale_so_far  # a file has it as a list
 
     def _check_reward_found(self) -> None:
         """
@@ -440,13 +449,14 @@ def check_groups(weights: th.Tensor, workers: Alone) -> None:
         raise NoDirectionError("The natural gradient needs a direction: the advantages must differ within a group.")
 
 
-def check_advantages(batch: Batch, normalize_advantage: bool, workers: Alone) -> None:
+def check_advantages(batch: Batch, normalize_advantage: bool, workers: Alone) -> float:
     """
     The natural step is as long for a small gradient as for a large one, so rounding errors must not pass for advantages.
 
     :param batch: A batch with its returns, and with advantages that are not normalized
     :param normalize_advantage: Whether their mean will be subtracted
     :param workers: The workers; a nonzero advantage in one of them is enough
+    :return: The deviation of the advantages, or their root mean square if they are not normalized
     :raises NoDirectionError: If the advantages are all zero, up to rounding
     """
     of_advantages, of_returns = (workers.moments(array.cpu().numpy()) for array in (batch.advantages, batch.returns))
@@ -460,6 +470,7 @@ def check_advantages(batch: Batch, normalize_advantage: bool, workers: Alone) ->
             f"The natural gradient needs a direction: the advantages must {what}, got a deviation of {size} for returns of "
             f"about {of_returns.root_mean_square}."
         )
+    return size
 
 
 def check_gain(gain: float, weights: th.Tensor, target_kl: float, workers: Alone) -> None:

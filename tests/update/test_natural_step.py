@@ -14,6 +14,7 @@ from sb3_reinforce.actor_critic.batch import sub_sample
 from sb3_reinforce.distributed import ALONE
 from sb3_reinforce.update import kl, natural_step
 from sb3_reinforce.update.fisher import scaled_step, solve
+from sb3_reinforce.update.return_units import ReturnUnits
 from tests.update.natural import ACTIONS, TINY, actor, divergence, episodes, exact_fisher, exact_step, flat, make, moved
 
 
@@ -100,6 +101,32 @@ def test_the_divergence_of_an_update_is_the_target(name: str) -> None:
     model = make(episodes(ACTIONS[name]), learn=40, target_kl=1e-4)
     with th.no_grad():
         assert divergence(model) == pytest.approx(1e-4, rel=0.05)
+
+
+@pytest.mark.parametrize("normalize_advantage", [True, False])
+def test_advantages_that_are_small_beside_the_returns_so_far_shorten_the_step(normalize_advantage: bool) -> None:
+    """When every episode goes well, they are the errors of the critic."""
+    kwargs: dict[str, Any] = {"target_kl": 1e-3, "normalize_advantage": normalize_advantage}
+    first = make(episodes(ACTIONS["discrete"]), learn=32, **kwargs)
+    advantages = first.trained_on.advantages.double()
+    size = float(advantages.std(correction=0) if normalize_advantage else advantages.square().mean().sqrt())
+    assert first.logger.name_to_value["train/target_kl"] == 1e-3
+    for scale, share in ((size / 0.03 * 0.99, 1.0), (size / 0.03 * 2.0, 0.25), (size / 0.03 * 100.0, 1e-4)):
+        model = make(episodes(ACTIONS["discrete"]), **kwargs)
+        model._return_units = ReturnUnits(n_so_far=10.0, deviation_so_far=10.0 * scale**2)
+        model.learn(32)
+        assert model.logger.name_to_value["train/target_kl"] == pytest.approx(share * 1e-3, rel=1e-4)
+        with th.no_grad():
+            assert divergence(model) == pytest.approx(share * 1e-3, rel=0.05)
+
+
+def test_advantages_of_groups_have_no_scale_that_could_be_small() -> None:
+    """One instance's returns may all be far from another's."""
+    kwargs: dict[str, Any] = {"n_episodes": 1, "baseline": "leave_one_out", "group_size": 2, "normalize_advantage": "group"}
+    model = make(episodes(ACTIONS["discrete"], n_envs=4), **kwargs)
+    model._return_units = ReturnUnits(n_so_far=10.0, deviation_so_far=1e12)
+    model.learn(4)
+    assert model.logger.name_to_value["train/target_kl"] == 0.01
 
 
 @pytest.mark.parametrize("squash", [False, True])
