@@ -90,6 +90,10 @@ def read_items(path: FilePath) -> dict[str, Any]:
             damaged = archive.testzip()
             if damaged is not None:
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
+            for name in archive.namelist():
+                with archive.open(name) as part:
+                    if name.endswith(".pth") and not part.read(4).startswith(b"PK"):  # PyTorch's files are archives
+                        raise zipfile.BadZipFile(f"{name} is no file of PyTorch")
             items = json.loads(archive.read("data").decode())
         if not (isinstance(items, dict) and _OF_ANY_MODEL <= set(items)):
             raise zipfile.BadZipFile("its data are not those of a model")

@@ -53,14 +53,6 @@ class _SubEnvs(Protocol):
         """
 
 
-def _has(env: gym.Env, name: str) -> bool:
-    try:
-        env.get_wrapper_attr(name)
-        return True
-    except AttributeError:
-        return False
-
-
 class _SyncSubEnvs:
     """
     The environments of a ``SyncVectorEnv``.
@@ -72,7 +64,7 @@ class _SyncSubEnvs:
         self.venv = venv
 
     def has(self, name: str, env_ids: Sequence[int]) -> bool:
-        return all(_has(self.venv.envs[i], name) for i in env_ids)
+        return all(self.venv.envs[i].has_wrapper_attr(name) for i in env_ids)
 
     def get(self, name: str, env_ids: Sequence[int]) -> list[Any]:
         return [self.venv.envs[i].get_wrapper_attr(name) for i in env_ids]
@@ -108,13 +100,7 @@ class _AsyncSubEnvs:
         unknown = [i for i in env_ids if (name, i) not in self._known]
         if not unknown:
             return True
-        if hasattr(gym.Env, "has_wrapper_attr"):
-            found = self._ask("_call", ("has_wrapper_attr", (name,), {}), unknown)
-        else:  # before Gymnasium 1.0: look at the outermost wrapper, and at an environment that was just made
-            names = self._ask("_call", ("__dir__", (), {}), unknown)
-            env = self.venv.env_fns[0]()
-            found = [name in of_env or _has(env, name) for of_env in names]
-            env.close()
+        found = self._ask("_call", ("has_wrapper_attr", (name,), {}), unknown)
         self._known.update((name, i) for i, has in zip(unknown, found, strict=True) if has)
         return all(found)
 

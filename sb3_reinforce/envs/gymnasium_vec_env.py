@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
@@ -26,8 +25,6 @@ class GymnasiumVecEnv(VectorEnvAdapter):
         if not isinstance(venv, VectorEnv):
             raise ValueError(f"Expected a gymnasium.vector.VectorEnv, got {venv!r} of {type(venv)}.")
         self._mode = declared_mode(venv)
-        if self._mode is None and not hasattr(gym.vector, "VectorWrapper"):
-            self._mode = SAME_STEP  # the only mode before Gymnasium 1.0
         self._masked_reset = MaskedReset(venv)
         self._base = self._masked_reset.base
         super().__init__(venv, int(venv.num_envs), venv.single_observation_space, venv.single_action_space)

@@ -53,6 +53,8 @@ class AutomaticStep(NaturalStep):
         if self._is_natural:
             try:
                 return super().take(gradients, batch, weights, parameters)
+            except th.cuda.OutOfMemoryError:  # says nothing of the policy
+                raise
             except (NoNaturalStepError, RuntimeError) as error:  # of an observation that could not be tried before
                 if self.model.workers.size > 1:  # the others know nothing of it
                     raise

@@ -74,7 +74,7 @@ class ReturnUnits(NamedTuple):
 
     @property
     def _so_far(self) -> Moments:
-        return Moments(self.n_so_far, np.float64(self.mean_so_far), np.float64(self.deviation_so_far))
+        return Moments(self.n_so_far, np.array(self.mean_so_far), np.array(self.deviation_so_far))
 
 
 @contextmanager

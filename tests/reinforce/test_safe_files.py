@@ -160,6 +160,12 @@ def damaged(path: Path, kind: str) -> Path:
     elif kind == "the mark of a secret":
         start = content.rindex(b"PK\1\2", 0, content.rindex(b"policy.optimizer.pth"))  # of its entry in the list at the end
         content = content[: start + 8] + b"\1" + content[start + 9 :]
+    elif kind == "other weights":
+        file = io.BytesIO()
+        with zipfile.ZipFile(path) as archive, zipfile.ZipFile(file, "w") as other:
+            for name in archive.namelist():
+                other.writestr(name, b"weights" if name == "policy.pth" else archive.read(name))
+        content = file.getvalue()
     path.write_bytes(content)
     if kind in ("another archive", "a list", "other data"):
         with zipfile.ZipFile(path, "w") as archive:
@@ -168,7 +174,11 @@ def damaged(path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["cut", "empty", "no archive", "a byte", "the mark of a secret", "another archive", "a list", "other data"]
+    "kind",
+    [
+        *("cut", "empty", "no archive", "a byte", "the mark of a secret"),
+        *("other weights", "another archive", "a list", "other data"),
+    ],
 )
 def test_what_is_no_file_of_a_model_is_refused_in_one_sentence(kind: str, tmp_path: Path) -> None:
     model = make()
