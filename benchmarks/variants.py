@@ -159,10 +159,10 @@ def build(algo: str, task: str, seed: int, **change: Any) -> tuple[Any, Any]:
         entry.pop(name, None)
     if "policy_kwargs" in entry:
         entry["policy_kwargs"] = eval(entry["policy_kwargs"], {"nn": nn})
-    rate = entry.get("learning_rate")
-    if isinstance(rate, str):  # as RL Zoo reads it
-        first, last = (*map(float, rate.removeprefix("lin_").split("_")), 0.0)[:2]
-        entry["learning_rate"] = partial(_between, last, first)
+    for name in ("learning_rate", "clip_range"):
+        if isinstance(entry.get(name), str):  # as RL Zoo reads it
+            first, last = (*map(float, entry[name].removeprefix("lin_").split("_")), 0.0)[:2]
+            entry[name] = partial(_between, last, first)
     env = make_vec_env(make_env, n_envs, seed, env_kwargs={"task": task})
     test_env = make_vec_env(make_env, 1, seed + 10_000, env_kwargs={"task": task})
     if normalize:

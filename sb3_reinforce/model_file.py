@@ -25,6 +25,8 @@ VERSION = "sb3_reinforce_version"
 _OF_ANY_MODEL = {"policy_class", "observation_space", "action_space"}
 #: What reading an archive raises that is none, or damaged. ``RuntimeError``: it seems to be encrypted, or nested without end
 _DAMAGES = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, KeyError, ValueError, OSError)
+#: How PyTorch's files begin, as archives or, before version 1.6, as pickles
+_OF_PYTORCH = (b"PK", b"\x80")
 #: An argument that only this package's classes have, which distinguishes their files from those of other algorithms
 _OWN_ARGUMENT = "bootstrap_on_truncation"
 
@@ -91,9 +93,10 @@ def read_items(path: FilePath) -> dict[str, Any]:
             if damaged is not None:
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
             for name in archive.namelist():
-                with archive.open(name) as part:
-                    if name.endswith(".pth") and not part.read(4).startswith(b"PK"):  # PyTorch's files are archives
-                        raise zipfile.BadZipFile(f"{name} is no file of PyTorch")
+                if name.endswith(".pth"):
+                    with archive.open(name) as part:
+                        if not part.read(2).startswith(_OF_PYTORCH):
+                            raise zipfile.BadZipFile(f"{name} is no file of PyTorch")
             items = json.loads(archive.read("data").decode())
         if not (isinstance(items, dict) and _OF_ANY_MODEL <= set(items)):
             raise zipfile.BadZipFile("its data are not those of a model")

@@ -135,8 +135,8 @@ class REINFORCE(ResumableAlgorithm):
         with a warning a step of the optimizer if the policy has no natural steps: its layers cannot be differentiated
         twice, the divergence between its distributions is not known, or actor and critic share all of their parameters
     :param target_kl: KL divergence of a natural step, summed over the dimensions of an action, averaged over timesteps;
-        it can be a function of the current progress remaining (from 1 to 0). It is less where the advantages deviate by less
-        than 0.03 times as much as all returns so far (unless normalized by group). A step is shortened until its divergence is
+        it can be a function of the current progress remaining (from 1 to 0). Where all returns are alike, and the critic's
+        errors make the advantages vary more than them, a step is shorter. A step is shortened until its divergence is
         at most fifty times as large (or 0.001, if that is larger): on average over the batch for continuous actions, at every
         single timestep for all others, so that no action of a rare state is lost
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
@@ -523,7 +523,7 @@ class REINFORCE(ResumableAlgorithm):
         weights = self.weights(batch)
         n_total, _ = workers.totals(len(batch), 0)
         head = actor_critic.value_head() if self.normalize_returns and self.uses_critic else None
-        units = ReturnUnits(*self._return_units).with_returns(batch.returns, workers)
+        units = None if head is None else ReturnUnits(*self._return_units).with_returns(batch.returns, workers)
         with all_or_nothing(self.policy):
             with in_units(units, head, batch) as targets:
                 gradients = estimate_gradients(
@@ -540,11 +540,11 @@ class REINFORCE(ResumableAlgorithm):
             logs["approx_kl"] = approximate_kl(actor_critic, batch, gradients.log_probs, workers)
             workers.share_buffers(self.policy)
         self._n_updates += 1
-        self._return_units = units
-        if head is not None:
+        if units is not None:
+            self._return_units = units
             gradients = gradients._replace(value_loss=gradients.value_loss * units.scale**2)
         self._player.between_rollouts()
-        self._record_update(gradients, logs, self.uses_critic and head is None)
+        self._record_update(gradients, logs, self.uses_critic and units is None)
 
     def batch(self) -> Batch:
         """

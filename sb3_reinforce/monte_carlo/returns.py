@@ -11,6 +11,8 @@ from sb3_reinforce.monte_carlo.episodes import Episodes
 
 #: A sum or a deviation that is smaller than this, relative to the numbers, is a rounding error
 ROUNDING = 4 * float(np.finfo(np.float32).eps)
+#: Returns are alike if they deviate by less than this share of their mean
+ALIKE = 0.1
 
 
 def discounted_sums(x: np.ndarray, discount: float, lengths: np.ndarray) -> np.ndarray:

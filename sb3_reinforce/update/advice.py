@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.monte_carlo.episodes import Episodes
-from sb3_reinforce.monte_carlo.returns import returns_to_go
+from sb3_reinforce.monte_carlo.returns import ALIKE, returns_to_go
 
 #: Timesteps without any reward, and timesteps and episodes of equal return since the first, that are worth a warning. Random
 #: actions on Acrobot need about 30,000 timesteps for their first episode that reaches the goal
@@ -20,8 +20,6 @@ EQUAL_TIMESTEPS, EQUAL_EPISODES = 50_000, 50
 #: A policy is certain below this share of its largest entropy, or with a deviation below this share of the bounds and of what
 #: it was at first, for this many updates one after the other
 CERTAIN, CERTAIN_UPDATES = 1e-3, 5
-#: Returns move if they deviate by more than this share of their size
-MOVING = 0.1
 #: A critic is useless if it explains less than this share of the returns' variance for this many updates one after the other
 USELESS, USELESS_UPDATES = -0.1, 50
 #: Sizes of returns that a critic in raw units can follow
@@ -96,7 +94,7 @@ class Advisor:
         self._note(n_timesteps=seen.n_timesteps + len(buffer.rewards), n_episodes=seen.n_episodes + len(totals))
         self._watch_rewards(buffer, whole, totals)
         self._watch_certainty(logs, totals)
-        self._watch_critic(logs, buffer.returns if critic_is_raw else None)
+        self._watch_critic(logs, buffer.returns, critic_is_raw)
 
     def before_first_update(self) -> None:
         """Compare the first actions with their bounds."""
@@ -152,8 +150,7 @@ class Advisor:
         seen, share = self._seen, self._certainty(logs)
         # An update of one episode is compared with the one before
         returns = np.append(totals, seen.last_return) if len(totals) == 1 and seen.last_return is not None else totals
-        moving = returns.std() > MOVING * abs(returns.mean())
-        n_certain = seen.n_certain + 1 if share is not None and share < CERTAIN and moving else 0
+        n_certain = seen.n_certain + 1 if share is not None and share < CERTAIN and not are_alike(returns) else 0
         self._note(n_certain=n_certain, last_return=float(totals[-1]))
         if n_certain >= CERTAIN_UPDATES:
             self._advise(
@@ -176,9 +173,10 @@ class Advisor:
         most = self.model.largest_entropy
         return -logs["entropy_loss"] / most if most > 0 else None
 
-    def _watch_critic(self, logs: dict[str, float], raw_returns: np.ndarray | None) -> None:
+    def _watch_critic(self, logs: dict[str, float], returns: np.ndarray, critic_is_raw: bool) -> None:
         explained = logs.get("explained_variance", math.nan)
-        n_useless = self._seen.n_useless + 1 if explained < USELESS else 0
+        # When all goes well the returns are alike, and there is next to nothing to explain
+        n_useless = self._seen.n_useless + 1 if explained < USELESS and not are_alike(returns) else 0
         self._note(n_useless=n_useless)
         if n_useless >= USELESS_UPDATES:
             self._advise(
@@ -188,9 +186,9 @@ class Advisor:
                 "`n_critic_updates`, more timesteps per update (`n_steps`), a smaller `gamma` or another `baseline` may be "
                 "better.",
             )
-        if raw_returns is None or not len(raw_returns):
+        if not critic_is_raw or not len(returns):
             return
-        size = float(np.sqrt(np.mean(np.square(raw_returns, dtype=np.float64))))
+        size = float(np.sqrt(np.mean(np.square(returns, dtype=np.float64))))
         # Returns that have become small are no trouble
         largest = max(size, self._seen.largest_size)
         self._note(largest_size=largest)
@@ -205,6 +203,14 @@ class Advisor:
         if name not in self.given:
             self._note(given=(*self._seen.given, name))
             warnings.warn(text, UserWarning, stacklevel=5)
+
+
+def are_alike(returns: np.ndarray) -> bool:
+    """
+    :param returns: Some returns
+    :return: Whether they deviate by no more than a small share of their mean
+    """
+    return bool(np.std(returns, dtype=np.float64) <= ALIKE * abs(np.mean(returns, dtype=np.float64)))
 
 
 def largest_entropy(space: spaces.Space) -> float:

@@ -45,6 +45,8 @@ class AutomaticStep(NaturalStep):
         try:
             super().check()
             check_second_derivative(self.model.actor_critic)
+        except th.cuda.OutOfMemoryError:  # says nothing of the policy
+            raise
         except Exception as error:  # whatever a user's network raises: the optimizer's step may be possible all the same
             return first_line(error)
         return ""

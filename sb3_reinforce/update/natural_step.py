@@ -18,7 +18,7 @@ from sb3_reinforce.actor_critic.parameters import Parameters
 from sb3_reinforce.actor_critic.state import detached, evaluation_mode, forget_graphs, kept_buffers, restored_on_error
 from sb3_reinforce.arguments import check_number
 from sb3_reinforce.distributed.workers import ALONE, Alone
-from sb3_reinforce.monte_carlo.returns import ROUNDING
+from sb3_reinforce.monte_carlo.returns import ALIKE, ROUNDING
 from sb3_reinforce.update.fisher import (
     SOLVER_NORM,
     Fisher,
@@ -31,7 +31,6 @@ from sb3_reinforce.update.fisher import (
 from sb3_reinforce.update.gradients import Gradients
 from sb3_reinforce.update.kl import has_finite_support, is_nearly_certain, kl_divergence
 from sb3_reinforce.update.policy_step import OptimizerStep, gradient_step
-from sb3_reinforce.update.return_units import ReturnUnits
 
 #: A step is shortened until its divergence is at most this multiple of its target (or the second number): on average, and
 #: where actions are finitely many for every timestep of the batch. There the mean says little of a policy that is nearly
@@ -39,10 +38,6 @@ from sb3_reinforce.update.return_units import ReturnUnits
 #: drawn there any more, while a Gaussian comes back
 WORST, LEAST_WORST = 50.0, 1e-3
 MAX_TRIALS = 20
-#: A step is shortened where the advantages deviate by less than this share of the deviation of all returns so far. When every
-#: episode goes well, the returns are alike and the advantages are the errors of the critic, along which steps of full length
-#: unlearn the task
-SMALL = 0.03
 #: Unless ``sub_sampling_factor`` says otherwise, the Fisher information is that of fewer than twice this many timesteps. For
 #: 256 environments whose episodes have 400 timesteps the whole training then takes less than a third of the time
 OF_TIMESTEPS = 2**13
@@ -154,8 +149,8 @@ class NaturalStep(OptimizerStep):
             if model.normalize_advantage == "group":
                 check_groups(weights, model.workers)
             else:
-                size = check_advantages(batch, bool(model.normalize_advantage), model.workers)
-                target_kl *= (size / max(SMALL * self._scale_so_far(), size)) ** 2
+                share = check_advantages(batch, bool(model.normalize_advantage), model.workers)
+                target_kl *= share**2 if model.uses_critic and model.reward_to_go else 1.0
             settings = Settings(target_kl, model.cg_max_steps, model.cg_damping, model.sub_sampling_factor)
             norm, divergence = natural_step(model.actor_critic, batch, weights, gradient, parameters, settings, model.workers)
         except NoDirectionError as error:
@@ -177,9 +172,6 @@ class NaturalStep(OptimizerStep):
             target_kl = target_kl.item()
         check_number("target_kl", target_kl, 0)  # a schedule may end at zero
         return float(target_kl)
-
-    def _scale_so_far(self) -> float:
-        return ReturnUnits(*self.model._return_units).scale_so_far  # a file has it as a list
 
     def _check_reward_found(self) -> None:
         """
@@ -450,13 +442,17 @@ def check_groups(weights: th.Tensor, workers: Alone) -> None:
 
 
 def check_advantages(batch: Batch, normalize_advantage: bool, workers: Alone) -> float:
-    """
-    The natural step is as long for a small gradient as for a large one, so rounding errors must not pass for advantages.
+    r"""
+    The natural step is as long for a small gradient as for a large one, so rounding errors must not pass for advantages, and
+    where the returns :math:`G` are alike, the errors of a critic should not. If the advantages :math:`A` vary more than the
+    returns, the critic has added the rest: at most :math:`\mathrm{Var}\,G / \mathrm{Var}\,A` of their variance tells better
+    actions from worse ones. A step along a signal with noise gains most if its length is multiplied by the signal's share of
+    the variance (Wiener, 1949).
 
     :param batch: A batch with its returns, and with advantages that are not normalized
     :param normalize_advantage: Whether their mean will be subtracted
     :param workers: The workers; a nonzero advantage in one of them is enough
-    :return: The deviation of the advantages, or their root mean square if they are not normalized
+    :return: This share, if the returns are alike, and at most 1
     :raises NoDirectionError: If the advantages are all zero, up to rounding
     """
     of_advantages, of_returns = (workers.moments(array.cpu().numpy()) for array in (batch.advantages, batch.returns))
@@ -470,7 +466,9 @@ def check_advantages(batch: Batch, normalize_advantage: bool, workers: Alone) ->
             f"The natural gradient needs a direction: the advantages must {what}, got a deviation of {size} for returns of "
             f"about {of_returns.root_mean_square}."
         )
-    return size
+    if math.sqrt(of_returns.deviation / max(of_returns.n, 1.0)) > ALIKE * abs(of_returns.mean):
+        return 1.0
+    return float(of_returns.deviation / max(of_returns.deviation, of_advantages.deviation, np.finfo(float).tiny))
 
 
 def check_gain(gain: float, weights: th.Tensor, target_kl: float, workers: Alone) -> None:

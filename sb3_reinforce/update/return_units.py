@@ -13,12 +13,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch as th
 from torch import nn
 
 from sb3_reinforce.actor_critic.batch import Batch
-from sb3_reinforce.distributed.moments import Moments
 from sb3_reinforce.distributed.workers import Alone
 from sb3_reinforce.monte_carlo.returns import ROUNDING
 
@@ -33,17 +31,11 @@ class ReturnUnits(NamedTuple):
     :param n_batches: Number of batches so far
     :param mean: Mean
     :param variance: Variance
-    :param n_so_far: Number of all returns so far
-    :param mean_so_far: Mean of all of them
-    :param deviation_so_far: Sum of their squared deviations from it
     """
 
     n_batches: int = 0
     mean: float = 0.0
     variance: float = 0.0
-    n_so_far: float = 0.0
-    mean_so_far: float = 0.0
-    deviation_so_far: float = 0.0
 
     def with_returns(self, returns: th.Tensor, workers: Alone) -> "ReturnUnits":
         """
@@ -56,10 +48,7 @@ class ReturnUnits(NamedTuple):
         share = max(1.0 / n_batches, NEWEST)
         delta = float(moments.mean) - self.mean
         variance = (1.0 - share) * (self.variance + share * delta**2) + share * float(moments.deviation) / max(moments.n, 1.0)
-        so_far = self._so_far | moments
-        return ReturnUnits(
-            n_batches, self.mean + share * delta, variance, so_far.n, float(so_far.mean), float(so_far.deviation)
-        )
+        return ReturnUnits(n_batches, self.mean + share * delta, variance)
 
     @property
     def scale(self) -> float:
@@ -67,27 +56,18 @@ class ReturnUnits(NamedTuple):
         deviation = math.sqrt(self.variance)
         return deviation if deviation > ROUNDING * abs(self.mean) else abs(self.mean) or 1.0
 
-    @property
-    def scale_so_far(self) -> float:
-        """The deviation of all returns so far, each of which counts alike; 0 before there are any."""
-        return math.sqrt(self.deviation_so_far / max(self.n_so_far, 1.0))
-
-    @property
-    def _so_far(self) -> Moments:
-        return Moments(self.n_so_far, np.array(self.mean_so_far), np.array(self.deviation_so_far))
-
 
 @contextmanager
-def in_units(units: ReturnUnits, head: nn.Linear | None, batch: Batch) -> Iterator[Batch]:
+def in_units(units: ReturnUnits | None, head: nn.Linear | None, batch: Batch) -> Iterator[Batch]:
     """
     Have the critic put out standardized values for a while. If the code inside fails, its last layer stays as it is then.
 
-    :param units: Mean and scale of the returns
-    :param head: The last layer of the critic; ``None``: the critic keeps raw units
+    :param units: Mean and scale of the returns; ``None``: the critic keeps raw units
+    :param head: The last layer of the critic; ``None``: likewise
     :param batch: A batch
     :return: The batch with returns in the units of the critic
     """
-    if head is None:
+    if units is None or head is None:
         yield batch
         return
     raw = [head.weight.detach().clone(), head.bias.detach().clone()]

@@ -223,7 +223,7 @@ def test_a_model_of_version_0_1_is_loaded_and_trains_on(recwarn: pytest.Warnings
     assert model.num_timesteps > 0 and model.policy.optimizer.state_dict()["state"]
     assert moved(model, 1000, reset_num_timesteps=False)
     # Its critic has raw units, as all had then
-    assert model.normalize_returns is False
+    assert model.normalize_returns is False and model._return_units.n_batches == 0
     assert REINFORCE.load(path, device="cpu", normalize_returns=True).normalize_returns is True
 
 

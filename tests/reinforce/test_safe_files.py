@@ -197,6 +197,20 @@ def test_what_is_no_file_of_a_model_is_refused_in_one_sentence(kind: str, tmp_pa
     np.testing.assert_array_equal(weights(model), before)
 
 
+def test_weights_that_an_old_pytorch_has_written_are_read(tmp_path: Path) -> None:
+    model = make()
+    model.save(tmp_path / "model.zip")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive, zipfile.ZipFile(tmp_path / "old.zip", "w") as old:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name.endswith(".pth"):
+                file = io.BytesIO()
+                th.save(th.load(io.BytesIO(content)), file, _use_new_zipfile_serialization=False)
+                content = file.getvalue()
+            old.writestr(name, content)
+    np.testing.assert_array_equal(weights(REINFORCE.load(tmp_path / "old.zip", device="cpu")), weights(model))
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"No model can be loaded: No such file .*nothing'$"):
         REINFORCE.load(tmp_path / "nothing")

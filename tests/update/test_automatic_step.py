@@ -208,16 +208,21 @@ def test_layers_that_pytorch_compiles_are_trained() -> None:
     assert not th.equal(weights(model), before)
 
 
-def test_a_lack_of_memory_says_nothing_of_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("function", "refusal"), [("natural_step.natural_step", ""), ("automatic_step.check_second_derivative", None)]
+)
+def test_a_lack_of_memory_says_nothing_of_the_policy(
+    function: str, refusal: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any) -> None:
         raise th.cuda.OutOfMemoryError("on purpose")
 
-    monkeypatch.setattr("sb3_reinforce.update.natural_step.natural_step", fail)
+    monkeypatch.setattr(f"sb3_reinforce.update.{function}", fail)
     model = make("MlpPolicy", ACTIONS["discrete"])
     before = weights(model)
     with pytest.raises(th.cuda.OutOfMemoryError, match="on purpose"):
         model.learn(32)
-    assert th.equal(weights(model), before) and model._natural_refusal == ""
+    assert th.equal(weights(model), before) and model._natural_refusal == refusal
 
 
 def test_gradients_that_are_clipped_on_their_way_make_no_fisher_information() -> None:

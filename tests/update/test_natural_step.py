@@ -4,8 +4,10 @@ import math
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -14,7 +16,7 @@ from sb3_reinforce.actor_critic.batch import sub_sample
 from sb3_reinforce.distributed import ALONE
 from sb3_reinforce.update import kl, natural_step
 from sb3_reinforce.update.fisher import scaled_step, solve
-from sb3_reinforce.update.return_units import ReturnUnits
+from tests.helpers.environments import Scripted
 from tests.update.natural import ACTIONS, TINY, actor, divergence, episodes, exact_fisher, exact_step, flat, make, moved
 
 
@@ -103,30 +105,49 @@ def test_the_divergence_of_an_update_is_the_target(name: str) -> None:
         assert divergence(model) == pytest.approx(1e-4, rel=0.05)
 
 
+def says(model: REINFORCE, deviation: float) -> REINFORCE:
+    """With a critic whose values have nothing to do with the returns."""
+    with th.no_grad():
+        for name, parameter in model.policy.named_parameters():
+            if "value" in name:
+                parameter.normal_(0.0, deviation, generator=th.Generator().manual_seed(0))
+    return model
+
+
 @pytest.mark.parametrize("normalize_advantage", [True, False])
-def test_advantages_that_are_small_beside_the_returns_so_far_shorten_the_step(normalize_advantage: bool) -> None:
-    """When every episode goes well, they are the errors of the critic."""
+@pytest.mark.parametrize(("deviation", "mean"), [(0.01, 100.0), (2.0, 100.0), (20.0, 100.0), (20.0, 0.0)])
+def test_where_returns_are_alike_a_step_is_shortened_by_what_the_critic_adds_to_their_variance(
+    deviation: float, mean: float, normalize_advantage: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    env = Scripted((1,), spaces.Box(-1.0, 1.0, (3,)), reward=lambda _: mean + rng.normal())
     kwargs: dict[str, Any] = {"target_kl": 1e-3, "normalize_advantage": normalize_advantage}
-    first = make(episodes(ACTIONS["discrete"]), learn=32, **kwargs)
-    advantages = first.trained_on.advantages.double()
-    size = float(advantages.std(correction=0) if normalize_advantage else advantages.square().mean().sqrt())
-    assert first.logger.name_to_value["train/target_kl"] == 1e-3
-    for scale, share in ((size / 0.03 * 0.99, 1.0), (size / 0.03 * 2.0, 0.25), (size / 0.03 * 100.0, 1e-4)):
-        model = make(episodes(ACTIONS["discrete"]), **kwargs)
-        model._return_units = ReturnUnits(n_so_far=10.0, deviation_so_far=10.0 * scale**2)
-        model.learn(32)
-        assert model.logger.name_to_value["train/target_kl"] == pytest.approx(share * 1e-3, rel=1e-4)
-        with th.no_grad():
-            assert divergence(model) == pytest.approx(share * 1e-3, rel=0.05)
+    model = says(make(env, **kwargs), deviation).learn(32)
+    batch = model.trained_on
+    returns, advantages = batch.returns.double(), batch.advantages.double()
+    share = min(1.0, float(returns.var() / advantages.var())) if mean > 0.0 else 1.0
+    assert (share > 0.99) == (deviation < 1.0 or mean == 0.0)
+    assert model.logger.name_to_value["train/target_kl"] == pytest.approx(share**2 * 1e-3, rel=1e-4)
+    with th.no_grad():
+        assert divergence(model) == pytest.approx(share**2 * 1e-3, rel=0.05)
 
 
-def test_advantages_of_groups_have_no_scale_that_could_be_small() -> None:
-    """One instance's returns may all be far from another's."""
-    kwargs: dict[str, Any] = {"n_episodes": 1, "baseline": "leave_one_out", "group_size": 2, "normalize_advantage": "group"}
-    model = make(episodes(ACTIONS["discrete"], n_envs=4), **kwargs)
-    model._return_units = ReturnUnits(n_so_far=10.0, deviation_so_far=1e12)
-    model.learn(4)
-    assert model.logger.name_to_value["train/target_kl"] == 0.01
+@pytest.mark.parametrize("kwargs", [{"baseline": "leave_one_out"}, {"baseline": "mean"}, {"reward_to_go": False}], ids=str)
+def test_advantages_without_a_critics_values_or_of_whole_episodes_do_not_shorten_the_step(kwargs: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    env = Scripted((1,), spaces.Box(-1.0, 1.0, (3,)), reward=lambda _: 100.0 + rng.normal())
+    model = says(make(env, target_kl=1e-3, **kwargs), 20.0).learn(32)
+    assert model.logger.name_to_value["train/target_kl"] == 1e-3
+
+
+def test_a_critic_that_is_wrong_where_all_returns_are_alike_moves_nothing() -> None:
+    """As in a task that is solved: whatever was done was as good as anything else."""
+    env = Scripted(lengths=(1,), observation_space=spaces.Box(-1.0, 1.0, (3,)), reward=lambda _: 1.0)
+    model = says(REINFORCE("MlpPolicy", env, n_steps=32, ent_coef=0.0, seed=0, device="cpu"), 1.0)
+    before = flat(actor(model.policy))
+    model.learn(64)
+    assert model.logger.name_to_value["train/grad_norm"] > 0.0
+    assert th.equal(flat(actor(model.policy)), before)
 
 
 @pytest.mark.parametrize("squash", [False, True])
