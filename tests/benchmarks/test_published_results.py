@@ -16,7 +16,7 @@ if find_spec("rl_zoo3") is None:
     pytest.skip("RL Zoo (rl_zoo3) is not installed", allow_module_level=True)
 pd = pytest.importorskip("pandas")
 
-from benchmarks import defaults  # noqa: E402
+from benchmarks import defaults, variants  # noqa: E402
 from benchmarks.learning import aggregates, report, times  # noqa: E402
 from benchmarks.learning import results as finished  # noqa: E402
 from benchmarks.learning.plan import ALGOS, BUDGETS  # noqa: E402
@@ -101,6 +101,20 @@ def test_the_entries_say_what_their_runs_came_to(results: tuple[Any, Any]) -> No
         assert (mean, deviation, n_seeds) == found, env_id
         assert set(ours["seed"]) == set(range(len(ours))), env_id
         assert set(ours["hyperparameters"].map(lambda entry: entry["n_timesteps"])) == {float(n_steps)}, env_id
+
+
+@pytest.mark.parametrize(("file", "algo", "n_tuned"), [("lstm", "RecurrentREINFORCE", 3), ("mask", "MaskableREINFORCE", 1)])
+def test_the_entries_of_the_variants_say_what_their_runs_came_to(file: str, algo: str, n_tuned: int) -> None:
+    text = (ROOT / "zoo_configs" / f"reinforce_{file}.yml").read_text()
+    tuned = re.findall(r"^# Tuned: (\S+) \+- (\S+) \((\d+) seeds, (\S+) steps\)\n(?:#.*\n)*([\w-]+):", text, re.MULTILINE)
+    assert len(tuned) == text.count("\n# Tuned") == n_tuned
+    tasks = {task.entry: name for name, task in variants.TASKS.items()}
+    for mean, deviation, n_seeds, n_steps, entry in tuned:
+        runs = [variants.Run(algo, tasks[entry], seed, variants.RESULTS) for seed in range(int(n_seeds))]
+        found = [variants.read(run.path)["eval_mean"] for run in runs]
+        assert (mean, deviation) == (f"{np.mean(found):.1f}", f"{np.std(found, ddof=1):.1f}"), entry
+        assert len(list(runs[0].path.parent.glob(f"{algo}-*.csv"))) == len(runs) >= 5, entry
+        assert variants.TASKS[tasks[entry]].n_steps == float(n_steps), entry
 
 
 def test_the_tables_of_the_defaults_are_those_of_their_runs(defaults_folder: Path) -> None:
