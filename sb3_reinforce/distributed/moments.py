@@ -19,9 +19,14 @@ class Moments(NamedTuple):
     deviation: np.ndarray
 
     @property
+    def variance(self) -> np.ndarray:
+        """Mean of their squared deviations."""
+        return self.deviation / max(self.n, 1.0)
+
+    @property
     def root_mean_square(self) -> float:
         """Root of the mean of their squares."""
-        return float(np.sqrt(np.square(self.mean) + self.deviation / max(self.n, 1.0)))
+        return float(np.sqrt(np.square(self.mean) + self.variance))
 
     def __or__(self, other: "Moments") -> "Moments":
         """The moments of both sets together (Chan, Golub and LeVeque, 1983)."""

@@ -15,6 +15,15 @@ ROUNDING = 4 * float(np.finfo(np.float32).eps)
 ALIKE = 0.1
 
 
+def are_alike(mean: float, deviation: float) -> bool:
+    """
+    :param mean: Mean of some returns
+    :param deviation: Their standard deviation
+    :return: Whether it is no more than a small share of their mean
+    """
+    return bool(deviation <= ALIKE * abs(mean))
+
+
 def discounted_sums(x: np.ndarray, discount: float, lengths: np.ndarray) -> np.ndarray:
     r"""
     For every timestep the discounted sum from it to the end of its episode:

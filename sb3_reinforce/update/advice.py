@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.monte_carlo.episodes import Episodes
-from sb3_reinforce.monte_carlo.returns import ALIKE, returns_to_go
+from sb3_reinforce.monte_carlo.returns import are_alike, returns_to_go
 
 #: Timesteps without any reward, and timesteps and episodes of equal return since the first, that are worth a warning. Random
 #: actions on Acrobot need about 30,000 timesteps for their first episode that reaches the goal
@@ -150,7 +150,8 @@ class Advisor:
         seen, share = self._seen, self._certainty(logs)
         # An update of one episode is compared with the one before
         returns = np.append(totals, seen.last_return) if len(totals) == 1 and seen.last_return is not None else totals
-        n_certain = seen.n_certain + 1 if share is not None and share < CERTAIN and not are_alike(returns) else 0
+        alike = are_alike(returns.mean(), returns.std())
+        n_certain = seen.n_certain + 1 if share is not None and share < CERTAIN and not alike else 0
         self._note(n_certain=n_certain, last_return=float(totals[-1]))
         if n_certain >= CERTAIN_UPDATES:
             self._advise(
@@ -176,7 +177,8 @@ class Advisor:
     def _watch_critic(self, logs: dict[str, float], returns: np.ndarray, critic_is_raw: bool) -> None:
         explained = logs.get("explained_variance", math.nan)
         # When all goes well the returns are alike, and there is next to nothing to explain
-        n_useless = self._seen.n_useless + 1 if explained < USELESS and not are_alike(returns) else 0
+        alike = are_alike(np.mean(returns, dtype=np.float64), np.std(returns, dtype=np.float64))
+        n_useless = self._seen.n_useless + 1 if explained < USELESS and not alike else 0
         self._note(n_useless=n_useless)
         if n_useless >= USELESS_UPDATES:
             self._advise(
@@ -203,14 +205,6 @@ class Advisor:
         if name not in self.given:
             self._note(given=(*self._seen.given, name))
             warnings.warn(text, UserWarning, stacklevel=5)
-
-
-def are_alike(returns: np.ndarray) -> bool:
-    """
-    :param returns: Some returns
-    :return: Whether they deviate by no more than a small share of their mean
-    """
-    return bool(np.std(returns, dtype=np.float64) <= ALIKE * abs(np.mean(returns, dtype=np.float64)))
 
 
 def largest_entropy(space: spaces.Space) -> float:

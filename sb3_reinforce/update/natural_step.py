@@ -18,7 +18,7 @@ from sb3_reinforce.actor_critic.parameters import Parameters
 from sb3_reinforce.actor_critic.state import detached, evaluation_mode, forget_graphs, kept_buffers, restored_on_error
 from sb3_reinforce.arguments import check_number
 from sb3_reinforce.distributed.workers import ALONE, Alone
-from sb3_reinforce.monte_carlo.returns import ALIKE, ROUNDING
+from sb3_reinforce.monte_carlo.returns import ROUNDING, are_alike
 from sb3_reinforce.update.fisher import (
     SOLVER_NORM,
     Fisher,
@@ -457,7 +457,7 @@ def check_advantages(batch: Batch, normalize_advantage: bool, workers: Alone) ->
     """
     of_advantages, of_returns = (workers.moments(array.cpu().numpy()) for array in (batch.advantages, batch.returns))
     if normalize_advantage and of_advantages.n > 1:
-        size = math.sqrt(of_advantages.deviation / of_advantages.n)
+        size = math.sqrt(of_advantages.variance)
     else:
         size = of_advantages.root_mean_square
     if size <= ROUNDING * of_returns.root_mean_square:
@@ -466,7 +466,7 @@ def check_advantages(batch: Batch, normalize_advantage: bool, workers: Alone) ->
             f"The natural gradient needs a direction: the advantages must {what}, got a deviation of {size} for returns of "
             f"about {of_returns.root_mean_square}."
         )
-    if math.sqrt(of_returns.deviation / max(of_returns.n, 1.0)) > ALIKE * abs(of_returns.mean):
+    if not are_alike(float(of_returns.mean), math.sqrt(of_returns.variance)):
         return 1.0
     return float(of_returns.deviation / max(of_returns.deviation, of_advantages.deviation, np.finfo(float).tiny))
 
