@@ -6,12 +6,14 @@ else of its nearest older version, else SB3's defaults with ``VecNormalize``. No
 which its schedules follow: number of environments and wrappers (``VecNormalize``) are the entry's. ``reinforce_mc`` is
 REINFORCE with whole episodes and ``gae_lambda=1``, pure Monte Carlo (except for the critic's value of the last state where a
 time limit cuts an episode); its entry is REINFORCE's, overridden by what ``learning_mc.yml`` beside this file has for the
-environment. ``Delayed...`` environments pay the whole return at the end, and have a discount of 1 for every algorithm: with
-less, the longer an episode the less its end would count.
+environment. ``ppo_cleanrl`` is PPO with CleanRL's hyperparameters; these, and PPO's for MinAtar's games, are in
+``learning_others.yml``. ``Delayed...`` environments pay the whole return at the end, and have a discount of 1 for every
+algorithm: with less, the longer an episode the less its end would count.
 
     python -m benchmarks.learning run [--algos ...] [--envs ...] [--seeds 0 1 ...] [--workers 2] [--folder DIR]
     python -m benchmarks.learning solve             # steps until deterministic evaluations pass, see SOLVE
     python -m benchmarks.learning speed             # the first steps of each run, all algorithms in turn
+    python -m benchmarks.learning long              # three million steps of REINFORCE on the largest tasks
     python -m benchmarks.learning random            # the returns of random actions
     python -m benchmarks.learning report            # tables and figures of whatever has finished
 
@@ -40,7 +42,21 @@ from pathlib import Path
 
 from benchmarks.common import ROOT, natural, positive, stop
 from benchmarks.learning.one_run import train
-from benchmarks.learning.plan import ALGOS, BUDGETS, CLASSIC, MUJOCO, RESULTS, SOLVE, SOLVERS, SPEED_SEEDS, Run, plan
+from benchmarks.learning.plan import (
+    ALGOS,
+    BUDGETS,
+    CLASSIC,
+    LONG,
+    LONG_SEEDS,
+    MUJOCO,
+    OURS,
+    RESULTS,
+    SOLVE,
+    SOLVERS,
+    SPEED_SEEDS,
+    Run,
+    plan,
+)
 from benchmarks.learning.random_actions import measure_random
 from benchmarks.learning.runner import Runner
 
@@ -55,7 +71,9 @@ def parse() -> argparse.Namespace:
     run.add_argument("--algos", nargs="+", choices=ALGOS, help="algorithms (default: all, but reinforce_mc on MuJoCo alone)")
     solve = commands.add_parser("solve", help="measure the steps until three evaluations in a row pass")
     solve.add_argument("--algos", nargs="+", choices=ALGOS, default=list(SOLVERS), help="algorithms")
-    for command in (run, solve):
+    long = commands.add_parser("long", help="train three times as long")
+    long.add_argument("--algos", nargs="+", choices=ALGOS, default=[OURS], help="algorithms")
+    for command in (run, solve, long):
         command.add_argument("--seeds", nargs="+", type=natural, help="seeds (default: as many as each environment gets)")
         command.add_argument("--workers", type=positive, default=2, help="number of runs at a time")
         command.add_argument("--budget-factor", type=float, default=1.0, help=argparse.SUPPRESS)
@@ -64,7 +82,9 @@ def parse() -> argparse.Namespace:
     commands.add_parser("random", help="measure the returns of random actions")
     commands.add_parser("report", help="tables and figures of the runs that have finished")
     for name, command in commands.choices.items():
-        known, envs = (list(SOLVE), list(SOLVE)) if name == "solve" else (list(BUDGETS), [*CLASSIC, *MUJOCO])
+        known, envs = {"solve": (list(SOLVE), list(SOLVE)), "long": (list(LONG), list(LONG))}.get(
+            name, (list(BUDGETS), [*CLASSIC, *MUJOCO])
+        )
         envs = known if name == "report" else envs
         command.add_argument("--envs", nargs="+", choices=known, default=envs, metavar="ENV", help=", ".join(known))
         command.add_argument("--folder", type=Path, default=RESULTS / "learning", help="folder of the results")
@@ -92,8 +112,9 @@ def main() -> None:
         if args.command == "speed":
             runs, n_workers = plan(args.algos, args.envs, SPEED_SEEDS, args.folder, kind="speed"), 1
         else:
-            kind = "solve" if args.command == "solve" else "learning"
-            runs = plan(args.algos, args.envs, args.seeds, args.folder, args.budget_factor, kind)
+            kind = "learning" if args.command == "run" else args.command
+            seeds = LONG_SEEDS if kind == "long" and args.seeds is None else args.seeds
+            runs = plan(args.algos, args.envs, seeds, args.folder, args.budget_factor, kind)
             n_workers = args.workers
         sys.exit(not Runner(runs, n_workers).run())
 

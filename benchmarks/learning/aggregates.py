@@ -7,18 +7,20 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.common import markdown
-from benchmarks.learning.plan import MUJOCO, OURS
+from benchmarks.learning.plan import FURTHER_MUJOCO, MUJOCO, OURS
 from benchmarks.learning.results import NAMES, REFERENCE
 
 N_BOOTSTRAPS = 2000
+#: A task with fewer seeds is left out, as there would be no more seeds of the others
+MIN_SEEDS = 3
 
 
 def score_matrices(
     runs: pd.DataFrame, column: str, random: dict[str, float], algos: list[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """
-    Scores that are 0 for random actions and 1 for the mean of PPO, on the tasks where both REINFORCE and PPO have runs, of
-    the algorithms that have runs on all of them.
+    Scores that are 0 for random actions and 1 for the mean of TRPO, on the tasks where both REINFORCE and TRPO have runs
+    enough, of the algorithms that have runs on all of them.
 
     :param runs: The runs
     :param column: What of them is the score
@@ -28,9 +30,10 @@ def score_matrices(
     """
     scores = {key: group[column].dropna().to_numpy() for key, group in runs.groupby(["env", "algo"])}
     tasks = []
-    for env_id in MUJOCO:
-        complete = env_id in random and all(len(scores.get((env_id, algo), ())) for algo in (OURS, REFERENCE))
-        # Where PPO learns nothing there is no scale
+    for env_id in MUJOCO | FURTHER_MUJOCO:
+        n_seeds = min(len(scores.get((env_id, algo), ())) for algo in (OURS, REFERENCE))
+        complete = env_id in random and n_seeds >= MIN_SEEDS
+        # Where the reference learns nothing there is no scale
         if complete and scores[env_id, REFERENCE].mean() > random[env_id]:
             tasks.append(env_id)
     matrices = {}
@@ -87,13 +90,16 @@ def aggregates(runs: pd.DataFrame, column: str, random: dict[str, float], algos:
         return 'rliable is not installed: `pip install "sb3-reinforce[benchmark]"`.'
     matrices, tasks = score_matrices(runs, column, random, algos)
     if not tasks:
-        return "No MuJoCo task has finished runs of REINFORCE and PPO, and the return of random actions (`random`)."
+        return (
+            f"No MuJoCo task has {MIN_SEEDS} runs of REINFORCE and of {NAMES[REFERENCE]}, and the return of random actions "
+            "(`random`)."
+        )
     means = estimate(matrices, metrics.aggregate_iqm)
     pairs = {algo: (matrices[OURS], matrices[algo]) for algo in matrices if algo != OURS}
     chances = estimate(pairs, metrics.probability_of_improvement)
     rows = [[NAMES[algo], str(len(matrices[algo])), means[algo], chances.get(algo, "-")] for algo in matrices]
     header = ["", "seeds", f"IQM ({NAMES[REFERENCE]} = 1, random = 0)", f"probability that {NAMES[OURS]} is better"]
-    missing = [env_id for env_id in MUJOCO if env_id not in tasks]
+    missing = [env_id for env_id in MUJOCO | FURTHER_MUJOCO if env_id not in tasks]
     missing += [NAMES[algo] for algo in algos if algo not in matrices]
     left_out = f" Left out for want of runs: {', '.join(missing)}." if missing else ""
     return f"Over {len(tasks)} tasks: {', '.join(tasks)}.{left_out}\n\n{markdown(header, rows)}"

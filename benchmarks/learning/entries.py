@@ -48,10 +48,13 @@ class DelayedReward(gym.Wrapper):
         return observation, self.total if terminated or truncated else 0.0, terminated, truncated, info
 
 
-def register_delayed(env_id: str) -> None:
+def register_env(env_id: str) -> None:
     """
-    :param env_id: An environment; where its name says so, it becomes the one that it is derived from with delayed rewards
+    :param env_id: An environment. Where its name says so, it becomes the one that it is derived from with delayed rewards
     """
+    from sb3_reinforce.zoo.minatar import register_games
+
+    register_games()
     if not env_id.startswith(DELAYED) or env_id in gym.registry:
         return
     spec = copy.deepcopy(gym.spec(env_id.removeprefix(DELAYED)))
@@ -115,8 +118,10 @@ def find_entry(algo: str, env_id: str) -> tuple[str, dict[str, Any]]:
     :return: Where its hyperparameters are from, and those, in RL Zoo's form
     """
     plain = env_id.removeprefix(DELAYED)
-    path = config_file(zoo_algo(algo))
-    entries = read_yaml(path)
+    others = Path(__file__).with_name("learning_others.yml")
+    own = read_yaml(others).get(algo, {})
+    path = others if plain in own else config_file(zoo_algo(algo))
+    entries = own if plain in own else read_yaml(path)
     key = matching_entry(entries, plain)
     if key is None:
         source, entry = "SB3's defaults with VecNormalize", {"policy": "MlpPolicy", "n_timesteps": 0, "normalize": True}
@@ -165,7 +170,7 @@ def build(run: Run) -> tuple[Any, Any]:
         from sb3_reinforce.zoo import register
 
         register()
-    register_delayed(run.env_id)
+    register_env(run.env_id)
     _, entry = find_entry(run.algo, run.env_id)
     # VecNormalize scales rewards with the discount factor of the entry. Where that has none, it is the algorithm's default
     entry.setdefault("gamma", inspect.signature(CLASSES[algo]).parameters["gamma"].default)

@@ -9,7 +9,14 @@ import pandas as pd
 from benchmarks.learning.one_run import N_ROWS
 from benchmarks.learning.results import NAMES, in_order
 
-COLOURS = {"reinforce": "#c0392b", "reinforce_mc": "#e67e22", "a2c": "#2e6fab", "ppo": "#7fb3d9", "trpo": "#4f9d69"}
+COLOURS = {
+    "reinforce": "#c0392b",
+    "reinforce_mc": "#e67e22",
+    "a2c": "#2e6fab",
+    "ppo": "#7fb3d9",
+    "ppo_cleanrl": "#8e7cc3",
+    "trpo": "#4f9d69",
+}
 
 
 def mean_curve(curves: pd.DataFrame, x: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -37,7 +37,7 @@ def check_complete(path: Path, info: dict[str, Any], kind: str = "learning") -> 
     :raises ValueError: If its last row is missing
     """
     row = last_row(path)
-    n_steps = {"learning": info["budget"], "solve": 0, "speed": SPEED_STEPS}[kind]
+    n_steps = {"solve": 0, "speed": SPEED_STEPS}.get(kind, info["budget"])
     try:
         complete = int(row["timesteps"]) >= min(n_steps, info["budget"])
         complete = complete and (kind == "speed" or np.isfinite(float(row["eval_mean"])))

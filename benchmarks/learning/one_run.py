@@ -203,7 +203,7 @@ def learn(run: Run, file: IO[str]) -> None:
     else:
         recorder = Recorder(run, file)
     model.learn(run.budget, callback=[*manager.callbacks, as_callback(recorder)])
-    if run.kind == "learning":
+    if run.kind in ("learning", "long"):
         # Made within the evaluation, whose time does not count
         recorder.evaluation = lambda: evaluate(model, manager, run.seed + EVAL_SEED_OFFSET, N_EVAL_EPISODES)()
         recorder.write(model, *recorder.evaluate())

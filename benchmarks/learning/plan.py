@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.common import ROOT, unfinished
 
 RESULTS = ROOT / "benchmarks" / "results"
-ALGOS = ("reinforce", "reinforce_mc", "ppo", "a2c", "trpo")
+ALGOS = ("reinforce", "reinforce_mc", "ppo", "ppo_cleanrl", "a2c", "trpo")
 CLASSIC = {
     "CartPole-v1": 100_000,
     "Acrobot-v1": 200_000,
@@ -26,14 +26,18 @@ MUJOCO = {
 }
 #: Run only where `--envs` asks for them
 FURTHER_CLASSIC = {"MountainCar-v0": 300_000, "BipedalWalker-v3": 1_000_000}
-FURTHER_MUJOCO = {"Ant-v5": 1_000_000, "Humanoid-v5": 1_000_000}
-FURTHER = FURTHER_CLASSIC | FURTHER_MUJOCO | {"DelayedLunarLander-v3": 500_000, "DelayedHopper-v5": 500_000}
+FURTHER_MUJOCO = {"Pusher-v5": 1_000_000, "Ant-v5": 1_000_000, "Humanoid-v5": 1_000_000}
+MINATAR = {"MinAtar/Breakout-v1": 2_000_000, "MinAtar/Freeway-v1": 2_000_000, "MinAtar/SpaceInvaders-v1": 2_000_000}
+DELAYED_REWARDS = {"DelayedLunarLander-v3": 500_000, "DelayedHopper-v5": 500_000}
+FURTHER = FURTHER_CLASSIC | FURTHER_MUJOCO | MINATAR | DELAYED_REWARDS
 #: In the order of the tables
 BUDGETS = CLASSIC | FURTHER_CLASSIC | MUJOCO | FURTHER
 DELAYED = "Delayed"
 OURS = "reinforce"
 #: Pure Monte Carlo is in the plan for MuJoCo alone
 MONTE_CARLO = "reinforce_mc"
+#: The opponent that counts, where RL Zoo's entry of an algorithm does not learn
+INSTEAD = {("ppo", "Hopper-v5"): "ppo_cleanrl"}
 #: ``solve``: every how many steps a deterministic evaluation of ten episodes is made, and the mean return that is to be
 #: reached three times in a row
 SOLVE = {"CartPole-v1": (1_000, 475.0), "LunarLander-v3": (10_000, 200.0)}
@@ -42,6 +46,9 @@ SOLVERS = ("reinforce", "ppo")
 #: ``speed``: this many steps of a run
 SPEED_STEPS = 10_000
 SPEED_SEEDS = [0, 1, 2]
+#: ``long``: runs of this length besides, of REINFORCE alone, to be read beside published ones of ten million steps
+LONG = dict.fromkeys(("Walker2d-v5", "HalfCheetah-v5", "Ant-v5", "Humanoid-v5"), 3_000_000)
+LONG_SEEDS = [0, 1, 2]
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Run:
     seed: int
     budget: int
     folder: Path
-    #: ``learning``, ``solve`` or ``speed``: what is measured
+    #: ``learning``, ``long``, ``solve`` or ``speed``: what is measured
     kind: str = "learning"
 
     @property
@@ -83,7 +90,7 @@ def seeds_of(algo: str, env_id: str) -> int:
         return 2
     if env_id not in MUJOCO | FURTHER:
         return 10
-    return 3 if algo in ("a2c", "trpo") else 5
+    return 3 if algo in ("a2c", "trpo", "ppo_cleanrl") or env_id in MINATAR else 5
 
 
 def algos_of(env_id: str) -> list[str]:
@@ -91,7 +98,12 @@ def algos_of(env_id: str) -> list[str]:
     :param env_id: An environment
     :return: The algorithms that are in its plan
     """
-    return [algo for algo in ALGOS if algo != MONTE_CARLO or env_id not in CLASSIC | FURTHER_CLASSIC]
+    left_out = set(INSTEAD.values()) - {INSTEAD.get((algo, env_id)) for algo in ALGOS}
+    if env_id in CLASSIC | FURTHER_CLASSIC | MINATAR:
+        left_out.add(MONTE_CARLO)
+    if env_id in MINATAR:
+        left_out |= {"a2c", "trpo"}
+    return [algo for algo in ALGOS if algo not in left_out]
 
 
 def plan(
@@ -111,8 +123,9 @@ def plan(
     :param kind: What is measured
     :return: The runs, one seed after the other, so that one that is stopped leaves complete sweeps
     """
+    budgets = LONG if kind == "long" else BUDGETS
     runs = [
-        Run(algo, env_id, seed, max(int(BUDGETS[env_id] * factor), 1), folder, kind)
+        Run(algo, env_id, seed, max(int(budgets[env_id] * factor), 1), folder, kind)
         for seed in (range(10) if seeds is None else seeds)
         for env_id in env_ids
         for algo in algos or algos_of(env_id)

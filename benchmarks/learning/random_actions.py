@@ -5,7 +5,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-from benchmarks.learning.entries import register_delayed
+from benchmarks.learning.entries import register_env
 
 
 def measure_random(env_ids: list[str], path: Path, n_episodes: int = 100) -> None:
@@ -18,7 +18,7 @@ def measure_random(env_ids: list[str], path: Path, n_episodes: int = 100) -> Non
     lines = path.read_text().splitlines()[1:] if path.exists() else []
     rows = {line.split(",")[0]: line for line in lines}
     for env_id in env_ids:
-        register_delayed(env_id)
+        register_env(env_id)
         env = gym.make(env_id)
         env.action_space.seed(0)
         returns = []

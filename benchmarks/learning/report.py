@@ -10,43 +10,15 @@ import pandas as pd
 
 from benchmarks.common import around_marks, markdown, number, put_between, spread
 from benchmarks.learning.aggregates import aggregates
-from benchmarks.learning.entries import is_of_today, zoo_algo
+from benchmarks.learning.entries import is_of_today, read_yaml, zoo_algo
 from benchmarks.learning.figures import figure
-from benchmarks.learning.plan import FURTHER_MUJOCO, MUJOCO, OURS
+from benchmarks.learning.plan import FURTHER_MUJOCO, INSTEAD, LONG, MONTE_CARLO, MUJOCO, OURS
 from benchmarks.learning.results import NAMES, in_order, load, read_random
 from benchmarks.learning.times import set_clocks, steps_to_solve, times
 
 #: The others that the comparison has
 COMPARED = ("ppo", "a2c", "trpo")
-#: Tianshou's published results, best test return, mean over 10 seeds, on v3 environments (v2: Reacher and the pendulums):
-#: https://github.com/thu-ml/tianshou/blob/master/examples/mujoco/README.md
-PUBLISHED = {
-    "reinforce_mc": (
-        "Tianshou's REINFORCE, 10M steps",
-        {
-            "InvertedPendulum-v5": 1000.0,
-            "InvertedDoublePendulum-v5": 7726.2,
-            "Reacher-v5": -5.5,
-            "Swimmer-v5": 35.6,
-            "Hopper-v5": 416.0,
-            "Walker2d-v5": 440.9,
-            "HalfCheetah-v5": 1138.8,
-            "Ant-v5": 1108.1,
-            "Humanoid-v5": 464.3,
-        },
-    ),
-    "reinforce": (
-        "Tianshou's A2C, 1M steps",
-        {
-            "InvertedDoublePendulum-v5": 9258.0,
-            "Reacher-v5": -6.7,
-            "Swimmer-v5": 36.6,
-            "Hopper-v5": 1253.0,
-            "Walker2d-v5": 1092.0,
-            "HalfCheetah-v5": 1830.0,
-        },
-    ),
-}
+PUBLISHED = Path(__file__).with_name("published.yml")
 #: Between these lines of a page stands the comparison with each of the others
 SUMMARY_MARKS = (
     "<!-- Written by `benchmarks.learning report`, the comparison: begin -->",
@@ -110,20 +82,31 @@ def around(entry: dict[str, Any]) -> str:
     return text
 
 
-def beside_published(runs: pd.DataFrame, algo: str) -> str:
+def beside_published(columns: dict[str, tuple[str, pd.DataFrame]], steps: str) -> str:
     """
-    :param runs: The runs
-    :param algo: A variant of REINFORCE
-    :return: A table of its returns beside published ones
+    :param columns: By the heading of a column, an algorithm of ours and the runs that its final evaluations are taken from
+    :param steps: Published results of runs of this length
+    :return: A table of our returns beside published ones, which are bold where they are higher than all of ours
     """
-    what, published = PUBLISHED[algo]
+    published = {name: entry for name, entry in read_yaml(PUBLISHED).items() if entry["steps"] == steps}
+    groups = [
+        {env: group["eval_mean"] for env, group in of[of["algo"] == algo].groupby("env")} for algo, of in columns.values()
+    ]
+    empty = pd.Series(dtype=float)
     rows = []
-    for env_id, value in published.items():
-        ours = runs[(runs["env"] == env_id) & (runs["algo"] == algo)]
-        if len(ours):
-            rows.append([env_id, spread(ours["eval_mean"]), spread(ours["return_last_100"]), number(value)])
-    header = ["environment", f"{NAMES[algo]}, evaluation at the end", "training return", what]
-    return markdown(header, rows) if rows else "No run has finished."
+    for env_id in MUJOCO | FURTHER_MUJOCO:
+        theirs = [entry["returns"].get(env_id) for entry in published.values()]
+        ours = [group.get(env_id, empty) for group in groups]
+        if any(map(len, ours)) and any(value is not None for value in theirs):
+            best = max(group.mean() for group in ours if len(group))
+            cells = ["-" if value is None else f"**{number(value)}**" if value > best else number(value) for value in theirs]
+            rows.append([env_id, *map(spread, ours), *cells])
+    if not rows:
+        return "No run has finished."
+    sources = "\n".join(f"- {source}." for source in dict.fromkeys(entry["from"] for entry in published.values()))
+    return (
+        f"{markdown(['environment', *columns, *published], rows)}\n\nBold: higher than ours. The published ones:\n\n{sources}"
+    )
 
 
 def comparison(runs: pd.DataFrame, random: dict[str, float], env_ids: list[str]) -> str:
@@ -142,9 +125,13 @@ def comparison(runs: pd.DataFrame, random: dict[str, float], env_ids: list[str])
     rows = []
     for env_id in env_ids:
         ours = groups.get((env_id, OURS), empty)
-        others = [groups.get((env_id, algo), empty) for algo in COMPARED]
-        if len(ours) and any(len(theirs) for theirs in others):
-            rows.append([env_id, spread(ours), *(verdict(ours, theirs, random.get(env_id)) for theirs in others)])
+        others = [(env_id, algo) for algo in COMPARED]
+        instead = [(env_id, INSTEAD.get((algo, env_id), algo)) for algo in COMPARED]
+        others = [counted if counted in groups else key for counted, key in zip(instead, others, strict=True)]
+        if len(ours) and any(key in groups for key in others):
+            verdicts = [verdict(ours, groups.get(key, empty), random.get(env_id)) for key in others]
+            names = ["" if algo in COMPARED else f" ({NAMES[algo]})" for _, algo in others]
+            rows.append([env_id, spread(ours), *(text + name for text, name in zip(verdicts, names, strict=True))])
     return markdown(["environment", NAMES[OURS], *(f"beside {NAMES[algo]}" for algo in COMPARED)], rows)
 
 
@@ -180,6 +167,7 @@ def tables(folder: Path, runs: pd.DataFrame, curves: pd.DataFrame, env_ids: list
     :return: All tables, by title
     """
     random = read_random(folder)
+    long, _ = load(folder / "long", list(LONG), [OURS], "long")
     last = curves.groupby(["env", "algo", "seed"], as_index=False).last()
     speeds = last.assign(steps_per_second=last["timesteps"] / last["cpu_seconds"])
     return {
@@ -192,8 +180,12 @@ def tables(folder: Path, runs: pd.DataFrame, curves: pd.DataFrame, env_ids: list
         "Timesteps per CPU second of training": table(speeds, "steps_per_second", env_ids, algos),
         "Hyperparameters": entries(runs, env_ids, algos),
         "Runs of REINFORCE with other hyperparameters than today's": outdated(runs),
-        "Pure Monte Carlo and the published REINFORCE": beside_published(runs, "reinforce_mc"),
-        "The entries and the published A2C": beside_published(runs, "reinforce"),
+        "Beside published results of about as many steps": beside_published(
+            {NAMES[OURS]: (OURS, runs), NAMES[MONTE_CARLO]: (MONTE_CARLO, runs)}, "1M"
+        ),
+        "Beside published results of more steps": beside_published(
+            {f"{NAMES[OURS]}, as above": (OURS, runs), f"{NAMES[OURS]}, 3M": (OURS, long)}, "10M"
+        ),
     }
 
 

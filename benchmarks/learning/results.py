@@ -12,9 +12,10 @@ NAMES = {
     "reinforce_mc": "REINFORCE, Monte Carlo",
     "a2c": "A2C",
     "ppo": "PPO",
+    "ppo_cleanrl": "PPO, CleanRL's entry",
     "trpo": "TRPO",
 }
-REFERENCE = "ppo"
+REFERENCE = "trpo"
 
 
 def read_run(path: Path, kind: str = "learning") -> tuple[dict[str, Any], pd.DataFrame]:
@@ -29,11 +30,12 @@ def read_run(path: Path, kind: str = "learning") -> tuple[dict[str, Any], pd.Dat
     return info, pd.read_csv(path, comment="#")
 
 
-def load(folder: Path, env_ids: list[str], algos: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def load(folder: Path, env_ids: list[str], algos: list[str], kind: str = "learning") -> tuple[pd.DataFrame, pd.DataFrame]:
     """
-    :param folder: Folder of the results
+    :param folder: Folder of the results of that kind
     :param env_ids: Environments
     :param algos: Algorithms
+    :param kind: What was measured
     :return: One row per run with its outcome, and the rows of all runs, both with the columns ``env``, ``algo`` and ``seed``
     :raises ValueError: If a file is damaged, or the runs on an environment have different budgets
     """
@@ -42,7 +44,7 @@ def load(folder: Path, env_ids: list[str], algos: list[str]) -> tuple[pd.DataFra
     for env_id in env_ids:
         for algo in algos:
             for path in sorted((folder / env_id).glob(f"{algo}-*.csv")):
-                info, rows = read_run(path)
+                info, rows = read_run(path, kind)
                 if budgets.setdefault(env_id, info["budget"]) != info["budget"]:
                     raise ValueError(
                         f"{path} must have the budget of the runs beside it, {budgets[env_id]}, got {info['budget']}."

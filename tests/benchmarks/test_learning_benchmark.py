@@ -178,6 +178,12 @@ def test_entries() -> None:
         monte_carlo = entries.find_entry("reinforce_mc", env_id)[1]
         assert monte_carlo["gae_lambda"] == 1.0 and monte_carlo["complete_episodes"] is True
     assert entries.find_entry("reinforce", "Pendulum-v1")[1]["gae_lambda"] < 1.0
+    source, entry = entries.find_entry("ppo_cleanrl", "Hopper-v5")
+    assert source == "learning_others.yml: Hopper-v5" and entry["n_steps"] == 2048
+    assert entries.find_entry("ppo", "Hopper-v5")[0] == "ppo.yml: Hopper-v4"
+    for env_id in plan.MINATAR:
+        network = [entries.find_entry(algo, env_id)[1]["policy_kwargs"] for algo in ("reinforce", "ppo")]
+        assert network[0] == network[1] and entries.find_entry("ppo", env_id)[0].startswith("learning_others.yml: MinAtar")
 
 
 def test_seeds_come_one_after_the_other(tmp_path: Path) -> None:
@@ -189,11 +195,13 @@ def test_seeds_come_one_after_the_other(tmp_path: Path) -> None:
     planned = {(run.algo, run.env_id) for run in plan.plan(None, [*plan.BUDGETS], None, tmp_path)}
     assert ("reinforce_mc", "Hopper-v5") in planned and ("reinforce_mc", "CartPole-v1") not in planned
     assert ("reinforce", "CartPole-v1") in planned and ("reinforce_mc", "DelayedHopper-v5") in planned
+    assert {env_id for algo, env_id in planned if algo == "ppo_cleanrl"} == {"Hopper-v5"}
+    assert {algo for algo, env_id in planned if env_id in plan.MINATAR} == {"reinforce", "ppo"}
 
 
 def test_delayed_rewards() -> None:
     """The last reward is the whole return, also where the time limit ends the episode."""
-    entries.register_delayed("DelayedPendulum-v1")
+    entries.register_env("DelayedPendulum-v1")
     delayed, plain = gym.make("DelayedPendulum-v1"), gym.make("Pendulum-v1")
     assert delayed.spec is not None and delayed.spec.max_episode_steps == 200
     for seed in (0, 1):
@@ -231,11 +239,13 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
             write(tmp_path, env_id, "reinforce", seed, final, speed=10)
         for seed, final in enumerate((400.0, 600.0)):
             write(tmp_path, env_id, "ppo", seed, final, speed=2)
-    write(tmp_path, "Hopper-v5", "trpo", 0, 500.0, speed=1)  # on one of the tasks only
+        for seed, final in enumerate((400.0, 500.0, 600.0)):
+            write(tmp_path, env_id, "trpo", seed, final, speed=1)
+    write(tmp_path, "Hopper-v5", "a2c", 0, 500.0, speed=1)  # on one of the tasks only
     (tmp_path / "random.csv").write_text("env,mean,std,n_episodes\nHopper-v5,0,1,5\nSwimmer-v5,0,1,5\n")
     page, (begin, end) = tmp_path / "page.md", report.MARKS
     page.write_text(f"Before\n{begin}\nold{end}\nAfter\n")
-    env_ids, algos = ["Hopper-v5", "Swimmer-v5", "Walker2d-v5"], ["reinforce", "a2c", "ppo", "trpo"]
+    env_ids, algos = ["Hopper-v5", "Swimmer-v5", "Walker2d-v5"], ["reinforce", "ppo", "trpo", "a2c"]
     report.report(tmp_path, tmp_path / "docs", env_ids, algos, page)
 
     text = (tmp_path / "report.md").read_text()
@@ -252,13 +262,15 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     # The seeds that were run with n_steps=1001 and 1002, where the entry of Hopper has 1000 and that of Swimmer 4000
     swimmers = ", ".join(f"reinforce-{seed} on Swimmer-v5" for seed in range(3))
     assert f"today's\n\nreinforce-1 on Hopper-v5, reinforce-2 on Hopper-v5, {swimmers}\n\n### " in text
-    assert "| Hopper-v5 | 400 ± 200 (3) | 200 ± 100 (3) | 1,253 |" in text  # Tianshou's A2C
+    assert "| Hopper-v5 | 400 ± 200 (3) | - | **2,590** | **1,884** | **1,253** |" in text  # without a run of Monte Carlo
+    assert "| Hopper-v5 | 400 ± 200 (3) | - | **2,614** | **3,218** | **416** | **1,654** |" in text
+    assert text.count("[OmniSafe](https") == text.count("[Tianshou](https") == 2 and text.count("[SLM-Lab](https") == 1
     with pytest.raises(ValueError, match=r"report\.md must hold the lines"):
         report.report(tmp_path, tmp_path / "docs", env_ids, algos, tmp_path / "report.md")
     assert (tmp_path / "docs/learning_mujoco.png").stat().st_size > 0
     assert (tmp_path / "docs/learning_mujoco_cpu.png").stat().st_size > 0
     if find_spec("rliable") is not None:
-        assert "Over 2 tasks: Swimmer-v5, Hopper-v5." in text and ", TRPO." in text and "| TRPO | 1 |" not in text
+        assert "Over 2 tasks: Swimmer-v5, Hopper-v5." in text and ", A2C." in text and "| A2C | 1 |" not in text
         one = aggregates.estimate({"one": np.array([[1.0, 3.0]]), "two": np.ones((2, 2))}, lambda x: float(x.mean()))
         assert one == {"one": "2.00", "two": "1.00 [1.00, 1.00]"}  # one seed tells of no interval
         assert "| REINFORCE | 3 | 0.40 [" in text and "| PPO | 2 | 1.00 [" in text and "0.00 [0.00, 0.00]" in text
@@ -274,6 +286,33 @@ def test_the_comparison_tells_ahead_from_level() -> None:
     assert report.verdict(series([5.0, 5.0]), series([-99.0, -101.0]), -50.0) == "**ahead**: -100, which has learned nothing"
     assert report.verdict(series([80.0, 81.0]), series([100.0]), 0.0) == "open: 100 (one seed)"
     assert report.verdict(series([80.0, 81.0]), series(dtype=float), 0.0) == "-"
+
+
+def test_the_opponent_that_counts_takes_the_place_of_one_that_does_not_learn(tmp_path: Path) -> None:
+    for seed in range(2):
+        write(tmp_path, "Hopper-v5", "reinforce", seed, 300.0 + seed, speed=10)
+        write(tmp_path, "Hopper-v5", "ppo", seed, 10.0 + seed, speed=10)
+
+    def row() -> str:
+        runs, _ = results.load(tmp_path, ["Hopper-v5"], [*plan.ALGOS])
+        return report.comparison(runs, {"Hopper-v5": 0.0}, ["Hopper-v5"]).splitlines()[-1]
+
+    assert "**ahead**: 21.0, 29 times | - | - |" in row()
+    for seed in range(2):
+        write(tmp_path, "Hopper-v5", "ppo_cleanrl", seed, 200.0 + seed, speed=10)
+    assert "**ahead**: 401, +50% (PPO, CleanRL's entry) | - | - |" in row()
+
+
+def test_longer_runs_stand_beside_published_ones(tmp_path: Path) -> None:
+    for seed in range(2):
+        write(tmp_path, "Ant-v5", "reinforce", seed, 1000.0, speed=10)
+        write(tmp_path / "long", "Ant-v5", "reinforce", seed, 2700.0, speed=10)
+    runs, _ = results.load(tmp_path, ["Ant-v5"], ["reinforce"])
+    long, _ = results.load(tmp_path / "long", ["Ant-v5"], ["reinforce"], "long")
+    text = report.beside_published({"1M": ("reinforce", runs), "3M": ("reinforce", long)}, "10M")
+    assert "| Ant-v5 | 2,000 ± 0.000 (2) | 5,400 ± 0.000 (2) | **5,547** | 5,292 | 1,108 | 2,138 |" in text
+    planned = plan.plan(["reinforce"], [*plan.LONG], plan.LONG_SEEDS, tmp_path, kind="long")
+    assert len(planned) == 12 and planned[0].budget == 3_000_000 and "long" in planned[0].path.parts
 
 
 def test_clocks_are_those_of_the_measurement_in_turn(tmp_path: Path) -> None:
