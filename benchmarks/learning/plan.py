@@ -27,7 +27,7 @@ MUJOCO = {
 #: Run only where `--envs` asks for them
 FURTHER_CLASSIC = {"MountainCar-v0": 300_000, "BipedalWalker-v3": 1_000_000}
 FURTHER_MUJOCO = {"Pusher-v5": 1_000_000, "Ant-v5": 1_000_000, "Humanoid-v5": 1_000_000}
-MINATAR = {"MinAtar/Breakout-v1": 2_000_000, "MinAtar/Freeway-v1": 2_000_000, "MinAtar/SpaceInvaders-v1": 2_000_000}
+MINATAR = {"MinAtar/Asterix-v1": 2_000_000, "MinAtar/Breakout-v1": 2_000_000, "MinAtar/SpaceInvaders-v1": 2_000_000}
 DELAYED_REWARDS = {"DelayedLunarLander-v3": 500_000, "DelayedHopper-v5": 500_000}
 FURTHER = FURTHER_CLASSIC | FURTHER_MUJOCO | MINATAR | DELAYED_REWARDS
 #: In the order of the tables
