@@ -12,7 +12,7 @@ from benchmarks.common import around_marks, markdown, number, put_between, sprea
 from benchmarks.learning.aggregates import aggregates
 from benchmarks.learning.entries import is_of_today, read_yaml, zoo_algo
 from benchmarks.learning.figures import figure
-from benchmarks.learning.plan import FURTHER_MUJOCO, INSTEAD, LONG, MONTE_CARLO, MUJOCO, OURS
+from benchmarks.learning.plan import FURTHER_MUJOCO, INSTEAD, LONG, MINATAR, MONTE_CARLO, MUJOCO, OURS
 from benchmarks.learning.results import NAMES, in_order, load, read_random
 from benchmarks.learning.times import set_clocks, steps_to_solve, times
 
@@ -215,8 +215,10 @@ def report(folder: Path, docs: Path, env_ids: list[str], algos: list[str], page:
         put_between(page, text, MARKS)
         if SUMMARY_MARKS[0] in page.read_text():
             put_between(page, comparison(runs, read_random(folder), env_ids), SUMMARY_MARKS)
-    mujoco = [env_id for env_id in env_ids if env_id in MUJOCO | FURTHER_MUJOCO]
-    for name, group in (("classic", [env_id for env_id in env_ids if env_id not in mujoco]), ("mujoco", mujoco)):
+    sheets: dict[str, list[str]] = {"classic": [], "mujoco": [], "minatar": []}
+    for env_id in env_ids:
+        sheets["mujoco" if env_id in MUJOCO | FURTHER_MUJOCO else "minatar" if env_id in MINATAR else "classic"].append(env_id)
+    for name, group in sheets.items():
         for suffix, x in (("", "timesteps"), ("_cpu", "cpu_seconds")):
             if group:
                 path = docs / f"learning_{name}{suffix}.png"
