@@ -68,7 +68,7 @@ def refused_observations_named(model: Any, buffer: RolloutBuffer) -> Iterator[No
     """
     try:
         yield
-    except ValueError:
+    except (ValueError, RuntimeError):  # the second where PyTorch has been told not to validate distributions
         check_finite("observation", model._last_obs, lambda env_id: buffer.pos, of="the rollout")
         raise
 

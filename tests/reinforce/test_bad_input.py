@@ -308,8 +308,11 @@ def test_the_part_of_a_dictionary_that_is_not_finite_is_named() -> None:
     assert_usable(model)
 
 
+@pytest.mark.parametrize("validates", [True, False])
 @pytest.mark.parametrize("what", ["reward", "observation"])
-def test_a_bad_number_in_the_buffer_of_sb3_is_named_too(what: str) -> None:
+def test_a_bad_number_in_the_buffer_of_sb3_is_named_too(what: str, validates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after ``torch.compile``, which tells PyTorch not to validate distributions."""
+    monkeypatch.setattr(th.distributions.Distribution, "_validate_args", validates)
     model = make(poisoned(what, 7, np.nan), rollout_buffer_class=RolloutBuffer, complete_episodes=False)
     before = snapshot(model)
     with pytest.raises(ValueError, match=f"{what} must be finite, got .*nan.* in environment 1 at timestep"):
