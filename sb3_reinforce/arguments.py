@@ -99,9 +99,6 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     check_number("max_grad_norm", get("max_grad_norm"), 0, low_excluded=True, infinite=True)
     if not callable(get("target_kl")):  # a schedule may end at zero
         check_number("target_kl", get("target_kl"), 0, low_excluded=True, schedule=True)
-    max_kl = get("max_kl")
-    if max_kl is not None and not callable(max_kl):
-        check_number("max_kl", max_kl, 0, low_excluded=True, schedule=True)
     check_number("cg_damping", get("cg_damping"), 0)
     for name in (
         "reward_to_go",

@@ -139,9 +139,6 @@ class REINFORCE(ResumableAlgorithm):
         errors make the advantages vary more than them, a step is shorter. A step is shortened until its divergence is
         at most fifty times as large (or 0.001, if that is larger): on average over the batch for continuous actions, at every
         single timestep for all others, so that no action of a rare state is lost
-    :param max_kl: The largest KL divergence of a natural step at any single timestep of the batch, instead of that multiple of
-        ``target_kl``; it can be a function of the current progress remaining. Steps are shortened to it. As ``target_kl`` is
-        an average, a step may otherwise go far in states that are rare
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves for the natural gradient
     :param cg_damping: Multiple of the identity that is added to :math:`F` in these equations. Near 0, rounding
         errors decide the directions about which the batch says nothing
@@ -232,7 +229,6 @@ class REINFORCE(ResumableAlgorithm):
         normalize_returns: bool = True,
         natural_gradient: bool | None = None,
         target_kl: float | Schedule = 0.01,
-        max_kl: float | Schedule | None = None,
         cg_max_steps: int = 15,
         cg_damping: float = 0.1,
         sub_sampling_factor: int | None = None,
@@ -291,7 +287,6 @@ class REINFORCE(ResumableAlgorithm):
         self.normalize_returns = normalize_returns
         self.natural_gradient = natural_gradient
         self.target_kl = target_kl
-        self.max_kl = max_kl
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
         self.sub_sampling_factor = sub_sampling_factor

@@ -32,13 +32,11 @@ from sb3_reinforce.update.gradients import Gradients
 from sb3_reinforce.update.kl import has_finite_support, is_nearly_certain, kl_divergence
 from sb3_reinforce.update.policy_step import OptimizerStep, gradient_step
 
-#: Unless ``max_kl`` says otherwise, a step is shortened until its divergence is at most this multiple of its target (or the
-#: second number): on average, and where actions are finitely many for every timestep of the batch. There the mean says little
-#: of a policy that is nearly deterministic: one step can make it sure of a wrong action in a state that the batch has hardly
-#: seen. No other action is drawn there any more, while a Gaussian comes back
+#: A step is shortened until its divergence is at most this multiple of its target (or the second number): on average, and
+#: where actions are finitely many for every timestep of the batch. There the mean says little of a policy that is nearly
+#: deterministic: one step can make it sure of a wrong action in a state that the batch has hardly seen. No other action is
+#: drawn there any more, while a Gaussian comes back
 WORST, LEAST_WORST = 50.0, 1e-3
-#: Smaller divergences of a timestep are lost in the rounding of float32
-LEAST_MAX_KL = 1e-5
 MAX_TRIALS = 20
 #: Unless ``sub_sampling_factor`` says otherwise, the Fisher information is that of fewer than twice this many timesteps. For
 #: 256 environments whose episodes have 400 timesteps the whole training then takes less than a third of the time
@@ -69,14 +67,12 @@ class Settings(NamedTuple):
     :param cg_damping: Multiple of the identity that is added to the Fisher information when solving
     :param sub_sampling_factor: The equations are solved with the Fisher information of one timestep out of this many.
         ``None``: of :data:`OF_TIMESTEPS` at least, which also determine the length of the step
-    :param max_kl: The largest divergence at any timestep; ``None``: a multiple of ``target_kl``, see :data:`WORST`
     """
 
     target_kl: float
     cg_max_steps: int
     cg_damping: float
     sub_sampling_factor: int | None
-    max_kl: float | None = None
 
 
 class NaturalStep(OptimizerStep):
@@ -125,7 +121,7 @@ class NaturalStep(OptimizerStep):
     def _begin_together(self) -> None:
         model = self.model
         for progress_remaining in (1.0, model._current_progress_remaining, 0.0):
-            self._limits_at(progress_remaining)
+            self._target_kl_at(progress_remaining)
         self._share_found()
 
     def _share_found(self) -> None:
@@ -145,7 +141,7 @@ class NaturalStep(OptimizerStep):
         self, gradient: list[th.Tensor], batch: Batch, weights: th.Tensor, parameters: list[th.nn.Parameter]
     ) -> dict[str, float]:
         model = self.model
-        target_kl, max_kl = self._limits_at(model._current_progress_remaining)
+        target_kl = self._target_kl_at(model._current_progress_remaining)
         norm = divergence = 0.0
         try:
             # Also with an entropy bonus: the bonus alone does not justify a step of full length
@@ -155,8 +151,7 @@ class NaturalStep(OptimizerStep):
             else:
                 share = check_advantages(batch, bool(model.normalize_advantage), model.workers)
                 target_kl *= share**2 if model.uses_critic and model.reward_to_go else 1.0
-            target_kl = target_kl if max_kl is None else min(target_kl, max_kl)  # the average is not above the largest
-            settings = Settings(target_kl, model.cg_max_steps, model.cg_damping, model.sub_sampling_factor, max_kl)
+            settings = Settings(target_kl, model.cg_max_steps, model.cg_damping, model.sub_sampling_factor)
             norm, divergence = natural_step(model.actor_critic, batch, weights, gradient, parameters, settings, model.workers)
         except NoDirectionError as error:
             # A solved task has such batches, and so has a task whose reward is not found yet: the next batch may be different
@@ -169,11 +164,14 @@ class NaturalStep(OptimizerStep):
                 self._warned_of_undoing = True
         return {"grad_norm": norm, "kl_divergence": divergence, "target_kl": target_kl}
 
-    def _limits_at(self, progress_remaining: float) -> tuple[float, float | None]:
-        """``target_kl`` and ``max_kl`` at a time of the training."""
-        model = self.model
-        limits = [_at(progress_remaining, name, getattr(model, name)) for name in ("target_kl", "max_kl")]
-        return limits[0] or 0.0, limits[1]
+    def _target_kl_at(self, progress_remaining: float) -> float:
+        target_kl = self.model.target_kl
+        if callable(target_kl):
+            target_kl = target_kl(progress_remaining)
+        if isinstance(target_kl, (th.Tensor, np.ndarray)) and math.prod(target_kl.shape) == 1:
+            target_kl = target_kl.item()
+        check_number("target_kl", target_kl, 0)  # a schedule may end at zero
+        return float(target_kl)
 
     def _check_reward_found(self) -> None:
         """
@@ -188,18 +186,6 @@ class NaturalStep(OptimizerStep):
             model._reward_found = any(model.workers.gather(bool(np.any(model.rollout_buffer.rewards))))
         if not model._reward_found:
             raise NoDirectionError("The natural gradient needs a direction: all rewards so far were zero.")
-
-
-def _at(progress_remaining: float, name: str, limit: Any) -> float | None:
-    """The value of a limit that may be a schedule."""
-    if callable(limit):
-        limit = limit(progress_remaining)
-    if limit is None and name == "max_kl":
-        return None
-    if isinstance(limit, (th.Tensor, np.ndarray)) and math.prod(limit.shape) == 1:
-        limit = limit.item()
-    check_number(name, limit, 0)  # a schedule may end at zero
-    return float(limit)
 
 
 def natural_step(
@@ -244,7 +230,7 @@ def natural_step(
         direction = solve(sampled, th.cat(flat), settings.cg_max_steps, settings.cg_damping)
         step = scaled_step(fisher, direction, settings.target_kl)
     check_gain(float(th.cat(flat).dot(step)), weights, settings.target_kl, workers)
-    return norm, _descend(actor_critic, batch, fisher, step, settings, workers)
+    return norm, _descend(actor_critic, batch, fisher, step, settings.target_kl, workers)
 
 
 def _part_of_large(batch: Batch, actor_critic: ActorCritic, workers: Alone) -> Batch:
@@ -253,14 +239,13 @@ def _part_of_large(batch: Batch, actor_critic: ActorCritic, workers: Alone) -> B
 
 
 def _descend(
-    actor_critic: ActorCritic, batch: Batch, fisher: Fisher, step: th.Tensor, settings: Settings, workers: Alone
+    actor_critic: ActorCritic, batch: Batch, fisher: Fisher, step: th.Tensor, target_kl: float, workers: Alone
 ) -> float:
     """Subtract a step from the parameters, shortened if it goes too far; returns the divergence."""
     before = distributions_as_it_acts(actor_critic, batch)
     parts = step.split([parameter.numel() for parameter in fisher.parameters])
-    target_kl, most = settings.target_kl, settings.max_kl
-    furthest = th.max if most is not None or all(map(has_finite_support, chain(*before))) else th.mean
-    most = max(WORST * target_kl, LEAST_WORST) if most is None else max(most, LEAST_MAX_KL)
+    most = max(WORST * target_kl, LEAST_WORST)
+    furthest = th.max if all(map(has_finite_support, chain(*before))) else th.mean
     taken, fraction = 0.0, 1.0
     with restored_on_error(fisher.parameters):
         for _ in range(MAX_TRIALS):

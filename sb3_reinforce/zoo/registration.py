@@ -217,7 +217,7 @@ def _preprocess_own_keys(manager: Any, hyperparams: dict[str, Any]) -> dict[str,
     if algorithm is OURS[manager.algo] or not takes_any:
         # Here, before a folder is made: the error is the same for a new run, a resumed run and a search
         check_names(hyperparams, [*constructor_arguments(algorithm), *ZOO_KEYS], algorithm.__name__)  # type: ignore[arg-type]
-    for key in ("learning_rate", "critic_learning_rate", "target_kl", "max_kl"):
+    for key in ("learning_rate", "critic_learning_rate", "target_kl"):
         value = hyperparams.get(key)
         if value is None:
             continue

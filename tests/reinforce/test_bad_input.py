@@ -105,7 +105,6 @@ BAD_VALUES: list[tuple[str, list[Any], str]] = [
     ("normalize_advantage", [None, 1], "True, False or 'group'"),
     ("natural_gradient", [0, 1, "yes"], "True, False or None"),
     ("target_kl", [0, -0.01, math.nan, math.inf, 10**400, "0.01", None, True], "number greater than 0 or a schedule"),
-    ("max_kl", [0, -0.01, math.nan, math.inf, 10**400, "0.01", True], "number greater than 0 or a schedule"),
     ("cg_max_steps", [0, -1, 2.5, "10", None, True], "integer of at least 1"),
     ("cg_damping", [-0.1, math.nan, math.inf, "0", None, True], "number of at least 0"),
     ("sub_sampling_factor", [0, -1, 2.5, "10", True], "integer of at least 1"),

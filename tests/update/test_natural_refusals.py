@@ -189,33 +189,6 @@ def test_a_step_that_goes_too_far_for_a_timestep_is_shortened(logit: float, targ
     assert model.logger.name_to_value["train/kl_divergence"] > 0
 
 
-@pytest.mark.parametrize("max_kl", [1e-4, 0.02])
-@pytest.mark.parametrize("name", ACTIONS)
-def test_no_timestep_moves_further_than_max_kl(name: str, max_kl: float) -> None:
-    """Whatever the actions; and the step is shortened by no more than it takes."""
-    model = make(episodes(ACTIONS[name], n_envs=2), learn=40, target_kl=0.3, max_kl=max_kl, normalize_advantage=False)
-    for _ in range(3):
-        before = copy.deepcopy(model.policy)
-        model.learn(40, reset_num_timesteps=False)
-        assert 0.5 * max_kl < worst_divergence(model, before) <= max_kl
-    free = make(episodes(ACTIONS[name], n_envs=2), learn=1, target_kl=max_kl, normalize_advantage=False)
-    before = copy.deepcopy(free.policy)
-    free.learn(40, reset_num_timesteps=False)
-    assert worst_divergence(free, before) > max_kl  # on average, `target_kl` is no limit
-
-
-@pytest.mark.filterwarnings("error:.*KL divergence.*:UserWarning")
-def test_max_kl_may_be_a_schedule_that_ends_at_zero() -> None:
-    model = make(episodes(ACTIONS["box"]), learn=40, target_kl=0.01, max_kl=lambda left: 0.02 if left == 1.0 else 0.0)
-    before = flat(actor(model.policy))
-    model.learn(40, reset_num_timesteps=False)
-    assert th.equal(flat(actor(model.policy)), before) and model.logger.name_to_value["train/target_kl"] == 0.0
-    for bad in (-0.01, math.nan, "0.01"):
-        model.max_kl = lambda _, bad=bad: bad
-        with pytest.raises(ValueError, match="`max_kl` must be a finite number of at least 0"):
-            model.learn(40)
-
-
 @pytest.mark.parametrize("name", ACTIONS)
 def test_one_timestep_alone_shortens_no_step_of_a_gaussian(name: str) -> None:
     """Whose mean comes back from wherever it went, while an action that is never drawn does not."""
