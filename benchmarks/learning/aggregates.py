@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.common import markdown
-from benchmarks.learning.plan import FURTHER_MUJOCO, MUJOCO, OURS
+from benchmarks.learning.plan import MUJOCO, OURS
 from benchmarks.learning.results import NAMES, REFERENCE
 
 N_BOOTSTRAPS = 2000
@@ -30,7 +30,7 @@ def score_matrices(
     """
     scores = {key: group[column].dropna().to_numpy() for key, group in runs.groupby(["env", "algo"])}
     tasks = []
-    for env_id in MUJOCO | FURTHER_MUJOCO:
+    for env_id in MUJOCO:
         n_seeds = min(len(scores.get((env_id, algo), ())) for algo in (OURS, REFERENCE))
         complete = env_id in random and n_seeds >= MIN_SEEDS
         # Where the reference learns nothing there is no scale
@@ -99,7 +99,7 @@ def aggregates(runs: pd.DataFrame, column: str, random: dict[str, float], algos:
     chances = estimate(pairs, metrics.probability_of_improvement)
     rows = [[NAMES[algo], str(len(matrices[algo])), means[algo], chances.get(algo, "-")] for algo in matrices]
     header = ["", "seeds", f"IQM ({NAMES[REFERENCE]} = 1, random = 0)", f"probability that {NAMES[OURS]} is better"]
-    missing = [env_id for env_id in MUJOCO | FURTHER_MUJOCO if env_id not in tasks]
+    missing = [env_id for env_id in MUJOCO if env_id not in tasks]
     missing += [NAMES[algo] for algo in algos if algo not in matrices]
     left_out = f" Left out for want of runs: {', '.join(missing)}." if missing else ""
     return f"Over {len(tasks)} tasks: {', '.join(tasks)}.{left_out}\n\n{markdown(header, rows)}"

@@ -12,7 +12,7 @@ from benchmarks.common import around_marks, markdown, number, put_between, sprea
 from benchmarks.learning.aggregates import aggregates
 from benchmarks.learning.entries import is_of_today, read_yaml, zoo_algo
 from benchmarks.learning.figures import figure
-from benchmarks.learning.plan import FURTHER_MUJOCO, INSTEAD, LONG, MINATAR, MONTE_CARLO, MUJOCO, OURS
+from benchmarks.learning.plan import INSTEAD, LONG, MINATAR, MONTE_CARLO, MUJOCO, OURS
 from benchmarks.learning.results import NAMES, in_order, load, read_random
 from benchmarks.learning.times import set_clocks, steps_to_solve, times
 
@@ -94,7 +94,7 @@ def beside_published(columns: dict[str, tuple[str, pd.DataFrame]], steps: str) -
     ]
     empty = pd.Series(dtype=float)
     rows = []
-    for env_id in MUJOCO | FURTHER_MUJOCO:
+    for env_id in MUJOCO:
         theirs = [entry["returns"].get(env_id) for entry in published.values()]
         ours = [group.get(env_id, empty) for group in groups]
         if any(map(len, ours)) and any(value is not None for value in theirs):
@@ -217,7 +217,7 @@ def report(folder: Path, docs: Path, env_ids: list[str], algos: list[str], page:
             put_between(page, comparison(runs, read_random(folder), env_ids), SUMMARY_MARKS)
     sheets: dict[str, list[str]] = {"classic": [], "mujoco": [], "minatar": []}
     for env_id in env_ids:
-        sheets["mujoco" if env_id in MUJOCO | FURTHER_MUJOCO else "minatar" if env_id in MINATAR else "classic"].append(env_id)
+        sheets["mujoco" if env_id in MUJOCO else "minatar" if env_id in MINATAR else "classic"].append(env_id)
     for name, group in sheets.items():
         for suffix, x in (("", "timesteps"), ("_cpu", "cpu_seconds")):
             if group:

@@ -190,7 +190,9 @@ def test_seeds_come_one_after_the_other(tmp_path: Path) -> None:
     runs = plan.plan(["ppo", "trpo"], ["CartPole-v1", "Hopper-v5"], None, tmp_path)
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     counts = {key: sum((run.algo, run.env_id) == key for run in runs) for key in {(run.algo, run.env_id) for run in runs}}
-    assert counts["trpo", "Hopper-v5"] == 3 and counts["ppo", "Hopper-v5"] == 5 and counts["trpo", "CartPole-v1"] == 10
+    assert counts["trpo", "Hopper-v5"] == counts["ppo", "Hopper-v5"] == 5 and counts["trpo", "CartPole-v1"] == 10
+    assert [plan.seeds_of("reinforce", env_id) for env_id in ("Hopper-v5", "Ant-v5", "Pendulum-v1")] == [20, 10, 10]
+    assert [plan.seeds_of(algo, "Ant-v5") for algo in ("trpo", "ppo", "reinforce_mc")] == [3, 3, 5]
     assert len(plan.plan(["ppo", "ppo"], ["CartPole-v1"], [0, 0, 1], tmp_path)) == 2  # nothing twice
     planned = {(run.algo, run.env_id) for run in plan.plan(None, [*plan.BUDGETS], None, tmp_path)}
     assert ("reinforce_mc", "Hopper-v5") in planned and ("reinforce_mc", "CartPole-v1") not in planned
