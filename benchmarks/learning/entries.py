@@ -16,7 +16,7 @@ from gymnasium.envs.registration import WrapperSpec
 
 from benchmarks.learning.plan import DELAYED, MONTE_CARLO, OURS, Run
 
-#: What runs were made with whose entries do not say so: the constructor's defaults at that time
+#: What runs of version 0.1 were made with whose entries do not say so: the constructor's defaults at that time
 FORMER_DEFAULTS = {
     "learning_rate": "lin_1.0e-2_1.0e-4",
     "n_steps": 512,
@@ -138,11 +138,12 @@ def find_entry(algo: str, env_id: str) -> tuple[str, dict[str, Any]]:
     return source, entry
 
 
-def is_of_today(entry: dict[str, Any], algo: str, env_id: str) -> bool:
+def is_of_today(entry: dict[str, Any], algo: str, env_id: str, version: str | None = None) -> bool:
     """
     :param entry: The hyperparameters of a run, as its file has them
     :param algo: An algorithm or a variant of it
     :param env_id: An environment
+    :param version: The version of this package that it was made with
     :return: Whether it would have the same hyperparameters today
     """
     today = json.loads(json.dumps(find_entry(algo, env_id)[1], default=str))
@@ -151,7 +152,8 @@ def is_of_today(entry: dict[str, Any], algo: str, env_id: str) -> bool:
     from sb3_reinforce import REINFORCE
 
     defaults = {name: parameter.default for name, parameter in inspect.signature(REINFORCE).parameters.items()}
-    then, now = ({**former, **given} for former, given in (({**defaults, **FORMER_DEFAULTS}, entry), (defaults, today)))
+    at_that_time = {**defaults, **FORMER_DEFAULTS} if (version or "0.1").startswith("0.1") else defaults
+    then, now = ({**former, **given} for former, given in ((at_that_time, entry), (defaults, today)))
     ignored = {"n_timesteps"} | ({"n_steps"} if now["n_episodes"] is not None else set())
     return {name: then.get(name) for name in then.keys() - ignored} == {name: now.get(name) for name in now.keys() - ignored}
 

@@ -29,6 +29,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return info
 
 
+def version_of(info: dict[str, Any]) -> str | None:
+    """
+    :param info: What the first line of a run's file says
+    :return: The version of this package that it was made with, if it says so
+    """
+    return info.get("versions", {}).get("sb3_reinforce")
+
+
 def check_complete(path: Path, info: dict[str, Any], kind: str = "learning") -> None:
     """
     :param path: The file of a run
@@ -68,6 +76,6 @@ def is_finished(run: Run) -> bool:
     check_complete(run.path, found, run.kind)
     if found["budget"] != run.budget:
         raise ValueError(f"{run.path} has a budget of {found['budget']}, not {run.budget}: use another `--folder`.")
-    if not is_of_today(found["hyperparameters"], run.algo, run.env_id):
+    if not is_of_today(found["hyperparameters"], run.algo, run.env_id, version_of(found)):
         print(f"{run}: finished, with other hyperparameters than today's. Remove {run.path} to repeat it.")
     return True

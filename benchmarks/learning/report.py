@@ -35,8 +35,8 @@ def outdated(runs: pd.DataFrame) -> str:
     """
     names = []
     for (env_id, algo), group in runs[runs["algo"].map(zoo_algo) == OURS].groupby(["env", "algo"], sort=False):
-        for seed, entry in zip(group["seed"], group["hyperparameters"], strict=True):
-            if not is_of_today(entry, algo, env_id):
+        for seed, entry, version in zip(group["seed"], group["hyperparameters"], group["version"], strict=True):
+            if not is_of_today(entry, algo, env_id, version):
                 names.append(f"{algo}-{seed} on {env_id}")
     return ", ".join(names) or "None."
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.learning.files import COLUMNS, check_complete, read_metadata
+from benchmarks.learning.files import COLUMNS, check_complete, read_metadata, version_of
 
 NAMES = {
     "reinforce": "REINFORCE",
@@ -52,9 +52,10 @@ def load(folder: Path, env_ids: list[str], algos: list[str], kind: str = "learni
                 key = {"env": env_id, "algo": algo, "seed": info["seed"]}
                 last = rows.iloc[-1]
                 what = {name: info[name] for name in ("budget", "entry", "hyperparameters")}
+                what["version"] = version_of(info)
                 outcomes.append({**key, **what, **last[["return_last_100", "eval_mean"]]})
                 curves.append(rows.assign(**key))
-    columns = ["env", "algo", "seed", "budget", "entry", "hyperparameters", "return_last_100", "eval_mean"]
+    columns = ["env", "algo", "seed", "budget", "entry", "hyperparameters", "version", "return_last_100", "eval_mean"]
     runs = pd.DataFrame(outcomes, columns=columns).sort_values("seed", kind="stable")
     return runs, pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=[*COLUMNS, "env", "algo", "seed"])
 

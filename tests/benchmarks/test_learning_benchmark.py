@@ -186,6 +186,16 @@ def test_entries() -> None:
         assert network[0] == network[1] and entries.find_entry("ppo", env_id)[0].startswith("learning_others.yml: MinAtar")
 
 
+def test_a_run_is_of_today_with_the_defaults_of_its_time() -> None:
+    entry = entries.find_entry("reinforce", "MinAtar/Breakout-v1")[1]  # which leaves much to the defaults
+    assert entries.is_of_today(entry, "reinforce", "MinAtar/Breakout-v1", "0.2.0")
+    for version in ("0.1.0", None):
+        assert not entries.is_of_today(entry, "reinforce", "MinAtar/Breakout-v1", version)
+    entry = entries.find_entry("reinforce", "Hopper-v5")[1]
+    assert entries.is_of_today(entry, "reinforce", "Hopper-v5", "0.1.0")
+    assert not entries.is_of_today({**entry, "gamma": 0.5}, "reinforce", "Hopper-v5", "0.1.0")
+
+
 def test_seeds_come_one_after_the_other(tmp_path: Path) -> None:
     runs = plan.plan(["ppo", "trpo"], ["CartPole-v1", "Hopper-v5"], None, tmp_path)
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
