@@ -47,7 +47,6 @@ from benchmarks.learning.plan import (
     BUDGETS,
     CLASSIC,
     LONG,
-    LONG_SEEDS,
     MUJOCO,
     OURS,
     RESULTS,
@@ -113,8 +112,7 @@ def main() -> None:
             runs, n_workers = plan(args.algos, args.envs, SPEED_SEEDS, args.folder, kind="speed"), 1
         else:
             kind = "learning" if args.command == "run" else args.command
-            seeds = LONG_SEEDS if kind == "long" and args.seeds is None else args.seeds
-            runs = plan(args.algos, args.envs, seeds, args.folder, args.budget_factor, kind)
+            runs = plan(args.algos, args.envs, args.seeds, args.folder, args.budget_factor, kind)
             n_workers = args.workers
         sys.exit(not Runner(runs, n_workers).run())
 

@@ -133,7 +133,9 @@ def plan(
     :param kind: What is measured
     :return: The runs, one seed after the other, so that one that is stopped leaves complete sweeps
     """
-    budgets = LONG if kind == "long" else BUDGETS
+    budgets = BUDGETS
+    if kind == "long":
+        budgets, seeds = LONG, LONG_SEEDS if seeds is None else seeds
     runs = [
         Run(algo, env_id, seed, max(int(budgets[env_id] * factor), 1), folder, kind)
         for seed in (range(20) if seeds is None else seeds)
