@@ -30,7 +30,7 @@ MUJOCO = {
 #: Run only where `--envs` asks for them
 FURTHER_CLASSIC = {"MountainCar-v0": 300_000, "BipedalWalker-v3": 1_000_000}
 MINATAR = {"MinAtar/Asterix-v1": 2_000_000, "MinAtar/Breakout-v1": 2_000_000, "MinAtar/SpaceInvaders-v1": 2_000_000}
-DELAYED_REWARDS = {"DelayedLunarLander-v3": 500_000, "DelayedHopper-v5": 500_000}
+DELAYED_REWARDS = dict.fromkeys(("DelayedLunarLander-v3", "DelayedHopper-v5", "DelayedHalfCheetah-v5"), 500_000)
 FURTHER = FURTHER_CLASSIC | MINATAR | DELAYED_REWARDS
 #: In the order of the tables
 BUDGETS = CLASSIC | FURTHER_CLASSIC | MUJOCO | FURTHER
