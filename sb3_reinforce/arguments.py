@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
@@ -93,8 +94,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             check_positive_int(name, get(name))
     check_number("gamma", get("gamma"), 0, 1)
     check_number("gae_lambda", get("gae_lambda"), 0, 1)
-    if get("ent_coef") is not None:
-        check_number("ent_coef", get("ent_coef"), -math.inf)
+    if get("ent_coef") is not None and not callable(get("ent_coef")):
+        check_number("ent_coef", get("ent_coef"), -math.inf, schedule=True)
     check_number("vf_coef", get("vf_coef"), 0)
     check_number("max_grad_norm", get("max_grad_norm"), 0, low_excluded=True, infinite=True)
     if not callable(get("target_kl")):  # a schedule may end at zero
@@ -201,6 +202,23 @@ def check_learning_rate(name: str, value: object) -> None:
     """
     if not callable(value):
         check_number(name, value, 0, schedule=True)
+
+
+def value_at(name: str, value: Any, progress_remaining: float, low: float = -math.inf) -> float:
+    """
+    :param name: Name of an argument that may be a schedule
+    :param value: A number, or a function of the progress remaining, which may return an array of one number
+    :param progress_remaining: Which share of the timesteps is still to come, from 1 to 0
+    :param low: The smallest value it takes
+    :return: The number at that time
+    :raises ValueError: If it is not a finite number of at least ``low``
+    """
+    if callable(value):
+        value = value(progress_remaining)
+    if isinstance(value, th.Tensor | np.ndarray) and math.prod(value.shape) == 1:
+        value = value.item()
+    check_number(name, value, low)
+    return float(value)
 
 
 def _check_combinations(get: Callable[[str], Any]) -> None:

@@ -116,8 +116,8 @@ class REINFORCE(ResumableAlgorithm):
     :param normalize_advantage: Whether to normalize the advantages over all recorded timesteps of the update; ``"group"``:
         within each group of ``group_size`` environments, so that instances of any scale have the same weight (GRPO). This
         is no longer an estimate of the gradient of the expected return
-    :param ent_coef: Entropy coefficient for the loss calculation. ``None``: 0 for continuous actions, whose entropy has no
-        bound, and 0.03 for all others
+    :param ent_coef: Entropy coefficient for the loss calculation; it can be a function of the current progress remaining (from
+        1 to 0). ``None``: 0 for continuous actions, whose entropy has no bound, and 0.03 for all others
     :param vf_coef: Value function coefficient of the joint step of policy and critic
     :param max_grad_norm: The maximum value for the gradient clipping; the gradients of actor and critic are clipped separately
     :param normalize_returns: Whether the critic learns the returns in units of their own mean and deviation (PopArt), so that
@@ -221,7 +221,7 @@ class REINFORCE(ResumableAlgorithm):
         discount_state_distribution: bool = False,
         average_over: Literal["timesteps", "episodes"] = "timesteps",
         normalize_advantage: bool | str = True,
-        ent_coef: float | None = None,
+        ent_coef: float | Schedule | None = None,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
         n_critic_updates: int = 5,
@@ -387,9 +387,12 @@ class REINFORCE(ResumableAlgorithm):
     @property
     def entropy_coefficient(self) -> float:
         """The coefficient of the entropy in the loss, see ``ent_coef``."""
+        return self._entropy_coefficient_at(self._current_progress_remaining)
+
+    def _entropy_coefficient_at(self, progress_remaining: float) -> float:
         if self.ent_coef is None:
             return 0.0 if isinstance(self.action_space, spaces.Box) else ENT_COEF
-        return self.ent_coef
+        return arguments.value_at("ent_coef", self.ent_coef, progress_remaining)
 
     @property
     def largest_entropy(self) -> float:
@@ -592,6 +595,8 @@ class REINFORCE(ResumableAlgorithm):
             logs["explained_variance"] = self.workers.explained_variance(values, returns)
         if hasattr(self.policy, "log_std"):
             logs["std"] = th.exp(self.policy.log_std).mean().item()
+        if callable(self.ent_coef):
+            logs["ent_coef"] = self.entropy_coefficient
         self._advisor.after_update(logs, critic_is_raw)
         for name, value in logs.items():
             self.logger.record(f"train/{name}", value)
@@ -638,6 +643,8 @@ class REINFORCE(ResumableAlgorithm):
         self.workers.start(self, total_timesteps)
         self._player.limits.share(self.workers)
         self.policy_step.begin()
+        for progress_remaining in (1.0, self._current_progress_remaining, 0.0):
+            self._entropy_coefficient_at(progress_remaining)
         if self._n_updates == 0:
             self._advisor.before_first_update()
         self._player.before_reset(reset_num_timesteps or self._last_obs is None, agreed)

@@ -16,7 +16,7 @@ from sb3_reinforce.actor_critic.actor_critic import ActorCritic, NoNaturalStepEr
 from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.actor_critic.parameters import Parameters
 from sb3_reinforce.actor_critic.state import detached, evaluation_mode, forget_graphs, kept_buffers, restored_on_error
-from sb3_reinforce.arguments import check_number
+from sb3_reinforce.arguments import value_at
 from sb3_reinforce.distributed.workers import ALONE, Alone
 from sb3_reinforce.monte_carlo.returns import ROUNDING, are_alike
 from sb3_reinforce.update.fisher import (
@@ -165,13 +165,7 @@ class NaturalStep(OptimizerStep):
         return {"grad_norm": norm, "kl_divergence": divergence, "target_kl": target_kl}
 
     def _target_kl_at(self, progress_remaining: float) -> float:
-        target_kl = self.model.target_kl
-        if callable(target_kl):
-            target_kl = target_kl(progress_remaining)
-        if isinstance(target_kl, (th.Tensor, np.ndarray)) and math.prod(target_kl.shape) == 1:
-            target_kl = target_kl.item()
-        check_number("target_kl", target_kl, 0)  # a schedule may end at zero
-        return float(target_kl)
+        return value_at("target_kl", self.model.target_kl, progress_remaining, 0)  # a schedule may end at zero
 
     def _check_reward_found(self) -> None:
         """

@@ -217,9 +217,9 @@ def _preprocess_own_keys(manager: Any, hyperparams: dict[str, Any]) -> dict[str,
     if algorithm is OURS[manager.algo] or not takes_any:
         # Here, before a folder is made: the error is the same for a new run, a resumed run and a search
         check_names(hyperparams, [*constructor_arguments(algorithm), *ZOO_KEYS], algorithm.__name__)  # type: ignore[arg-type]
-    for key in ("learning_rate", "critic_learning_rate", "target_kl"):
+    for key in ("learning_rate", "critic_learning_rate", "target_kl", "ent_coef"):
         value = hyperparams.get(key)
-        if value is None:
+        if value is None or (key == "ent_coef" and not isinstance(value, str)):  # it may be negative
             continue
         between = re.fullmatch(r"lin_([^_]+)_([^_]+)", value) if isinstance(value, str) else None
         try:

@@ -72,6 +72,7 @@ RUNS = {
         natural_gradient=False,
     ),
     "schedule of the divergence": made(seeded(), target_kl=lambda left: 0.001 + 0.05 * left),
+    "schedule of the entropy bonus": made(seeded(), ent_coef=lambda left: 0.2 * left - 0.1),
     "episodes": made(seeded(2), n_episodes=4, baseline="leave_one_out"),
     "cut episodes": made(seeded(2), n_episodes=4, baseline="leave_one_out", horizon=7),
     "groups": made(seeded(4), n_episodes=1, group_size=2, baseline="mean"),

@@ -131,7 +131,7 @@ def test_search(tmp_path: Path, storage: str) -> None:
 @pytest.mark.slow
 def test_configurations_of_the_user(tmp_path: Path) -> None:
     entry = "n_timesteps: 200, policy: MlpPolicy, n_steps: 60, normalize: true, gamma: 0.9, critic_learning_rate: lin_2.0e-3"
-    entry += ", natural_gradient: true, target_kl: lin_0.04"
+    entry += ", natural_gradient: true, target_kl: lin_0.04, ent_coef: lin_0.0_-0.02"
     (tmp_path / "mine.yml").write_text(f"CartPole-v1: {{{entry}}}\n")
     python_entry = "dict(n_timesteps=200, policy='MlpPolicy', n_steps=70, learning_rate='lin_0.01_0.002')"
     (tmp_path / "mine.py").write_text(f"hyperparams = {{'CartPole-v1': {python_entry}}}\n")
@@ -144,6 +144,7 @@ model = REINFORCE.load({MODEL!r})
 assert model.n_steps == 60 and model.gamma == 0.9
 assert [model.critic_learning_rate(progress) for progress in (1.0, 0.5)] == [2.0e-3, 1.0e-3]
 assert model.natural_gradient and [model.target_kl(progress) for progress in (1.0, 0.5)] == [0.04, 0.02]
+assert [model.ent_coef(progress) for progress in (1.0, 0.5, 0.0)] == [0.0, -0.01, -0.02]
 """
     python(code, tmp_path)
     played = zoo("enjoy", *CARTPOLE, "-f", "logs", "--no-render", "-n", "300", folder=tmp_path)
