@@ -221,6 +221,18 @@ def value_at(name: str, value: Any, progress_remaining: float, low: float = -mat
     return float(value)
 
 
+def check_over_time(name: str, value: Any, progress_remaining: float, low: float = -math.inf) -> None:
+    """
+    :param name: Name of an argument that may be a schedule
+    :param value: A number, or a function of the progress remaining
+    :param progress_remaining: Which share of the timesteps is still to come now
+    :param low: The smallest value it takes
+    :raises ValueError: If the value at the start, now or at the end is not a finite number of at least ``low``
+    """
+    for progress in (1.0, progress_remaining, 0.0):
+        value_at(name, value, progress, low)
+
+
 def _check_combinations(get: Callable[[str], Any]) -> None:
     baseline = get("baseline")
     is_value = isinstance(make_baseline(baseline), Value)

@@ -387,12 +387,9 @@ class REINFORCE(ResumableAlgorithm):
     @property
     def entropy_coefficient(self) -> float:
         """The coefficient of the entropy in the loss, see ``ent_coef``."""
-        return self._entropy_coefficient_at(self._current_progress_remaining)
-
-    def _entropy_coefficient_at(self, progress_remaining: float) -> float:
         if self.ent_coef is None:
             return 0.0 if isinstance(self.action_space, spaces.Box) else ENT_COEF
-        return arguments.value_at("ent_coef", self.ent_coef, progress_remaining)
+        return arguments.value_at("ent_coef", self.ent_coef, self._current_progress_remaining)
 
     @property
     def largest_entropy(self) -> float:
@@ -643,8 +640,8 @@ class REINFORCE(ResumableAlgorithm):
         self.workers.start(self, total_timesteps)
         self._player.limits.share(self.workers)
         self.policy_step.begin()
-        for progress_remaining in (1.0, self._current_progress_remaining, 0.0):
-            self._entropy_coefficient_at(progress_remaining)
+        if self.ent_coef is not None:
+            arguments.check_over_time("ent_coef", self.ent_coef, self._current_progress_remaining)
         if self._n_updates == 0:
             self._advisor.before_first_update()
         self._player.before_reset(reset_num_timesteps or self._last_obs is None, agreed)

@@ -16,7 +16,7 @@ from sb3_reinforce.actor_critic.actor_critic import ActorCritic, NoNaturalStepEr
 from sb3_reinforce.actor_critic.batch import Batch
 from sb3_reinforce.actor_critic.parameters import Parameters
 from sb3_reinforce.actor_critic.state import detached, evaluation_mode, forget_graphs, kept_buffers, restored_on_error
-from sb3_reinforce.arguments import value_at
+from sb3_reinforce.arguments import check_over_time, value_at
 from sb3_reinforce.distributed.workers import ALONE, Alone
 from sb3_reinforce.monte_carlo.returns import ROUNDING, are_alike
 from sb3_reinforce.update.fisher import (
@@ -120,8 +120,8 @@ class NaturalStep(OptimizerStep):
 
     def _begin_together(self) -> None:
         model = self.model
-        for progress_remaining in (1.0, model._current_progress_remaining, 0.0):
-            self._target_kl_at(progress_remaining)
+        # A schedule may end at zero
+        check_over_time("target_kl", model.target_kl, model._current_progress_remaining, 0)
         self._share_found()
 
     def _share_found(self) -> None:
@@ -141,7 +141,7 @@ class NaturalStep(OptimizerStep):
         self, gradient: list[th.Tensor], batch: Batch, weights: th.Tensor, parameters: list[th.nn.Parameter]
     ) -> dict[str, float]:
         model = self.model
-        target_kl = self._target_kl_at(model._current_progress_remaining)
+        target_kl = value_at("target_kl", model.target_kl, model._current_progress_remaining, 0)
         norm = divergence = 0.0
         try:
             # Also with an entropy bonus: the bonus alone does not justify a step of full length
@@ -163,9 +163,6 @@ class NaturalStep(OptimizerStep):
                 warnings.warn(str(error), UserWarning, stacklevel=2)
                 self._warned_of_undoing = True
         return {"grad_norm": norm, "kl_divergence": divergence, "target_kl": target_kl}
-
-    def _target_kl_at(self, progress_remaining: float) -> float:
-        return value_at("target_kl", self.model.target_kl, progress_remaining, 0)  # a schedule may end at zero
 
     def _check_reward_found(self) -> None:
         """

@@ -219,7 +219,7 @@ def _preprocess_own_keys(manager: Any, hyperparams: dict[str, Any]) -> dict[str,
         check_names(hyperparams, [*constructor_arguments(algorithm), *ZOO_KEYS], algorithm.__name__)  # type: ignore[arg-type]
     for key in ("learning_rate", "critic_learning_rate", "target_kl", "ent_coef"):
         value = hyperparams.get(key)
-        if value is None or (key == "ent_coef" and not isinstance(value, str)):  # it may be negative
+        if value is None:
             continue
         between = re.fullmatch(r"lin_([^_]+)_([^_]+)", value) if isinstance(value, str) else None
         try:

@@ -24,11 +24,13 @@ def flat(model: REINFORCE) -> th.Tensor:
 class SetByHand(BaseCallback):
     """What users of other algorithms do: the coefficient before each update."""
 
+    model: REINFORCE
+
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
-        self.model.ent_coef = 0.5 - 0.7 * (1 - min(self.model.num_timesteps / 100, 1))  # type: ignore[attr-defined]
+        self.model.ent_coef = 0.5 - 0.7 * (1 - min(self.model.num_timesteps / 100, 1))
 
 
 @pytest.mark.parametrize("natural_gradient", [True, False])
