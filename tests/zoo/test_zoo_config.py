@@ -32,7 +32,7 @@ def entries() -> dict[str, dict[str, Any]]:
 
 
 def test_entries() -> None:
-    assert set(entries()) == {"default", "atari", "minatar", *ENVIRONMENTS}
+    assert set(entries()) == {"default", "atari", "minatar", "mujoco", *ENVIRONMENTS}
     for name, entry in entries().items():
         assert {"n_timesteps", "policy"} <= set(entry), name
         if entry.get("normalize"):
