@@ -52,6 +52,8 @@ def register_env(env_id: str) -> None:
     """
     :param env_id: An environment. Where its name says so, it becomes the one that it is derived from with delayed rewards
     """
+    from rl_zoo3 import import_envs  # noqa: F401  # Atari's games, if they are installed
+
     from sb3_reinforce.zoo.minatar import register_games
 
     register_games()
@@ -163,7 +165,6 @@ def build(run: Run) -> tuple[Any, Any]:
     :param run: What to run
     :return: The model and RL Zoo's ``ExperimentManager``, which makes the environments
     """
-    from rl_zoo3 import import_envs  # noqa: F401
     from rl_zoo3.exp_manager import ExperimentManager
     from rl_zoo3.utils import ALGOS as CLASSES
 

@@ -30,8 +30,11 @@ MUJOCO = {
 #: Run only where `--envs` asks for them
 FURTHER_CLASSIC = {"MountainCar-v0": 300_000, "BipedalWalker-v3": 1_000_000}
 MINATAR = {"MinAtar/Asterix-v1": 2_000_000, "MinAtar/Breakout-v1": 2_000_000, "MinAtar/SpaceInvaders-v1": 2_000_000}
+ATARI = {"PongNoFrameskip-v4": 1_000_000}
+#: REINFORCE and SB3's PPO alone, on the same pictures with the same convolutions
+PICTURES = MINATAR | ATARI
 DELAYED_REWARDS = dict.fromkeys(("DelayedLunarLander-v3", "DelayedHopper-v5", "DelayedHalfCheetah-v5"), 500_000)
-FURTHER = FURTHER_CLASSIC | MINATAR | DELAYED_REWARDS
+FURTHER = FURTHER_CLASSIC | PICTURES | DELAYED_REWARDS
 #: In the order of the tables
 BUDGETS = CLASSIC | FURTHER_CLASSIC | MUJOCO | FURTHER
 DELAYED = "Delayed"
@@ -96,7 +99,7 @@ def seeds_of(algo: str, env_id: str) -> int:
         return 20
     if env_id in CLASSIC or (algo == OURS and env_id in MUJOCO):
         return 10
-    if env_id in MINATAR or algo in ("a2c", "ppo_cleanrl") or (env_id in LATER and algo != MONTE_CARLO):
+    if env_id in PICTURES or algo in ("a2c", "ppo_cleanrl") or (env_id in LATER and algo != MONTE_CARLO):
         return 3
     return 5
 
@@ -107,9 +110,9 @@ def algos_of(env_id: str) -> list[str]:
     :return: The algorithms that are in its plan
     """
     left_out = set(INSTEAD.values()) - {INSTEAD.get((algo, env_id)) for algo in ALGOS}
-    if env_id in CLASSIC | FURTHER_CLASSIC | MINATAR:
+    if env_id in CLASSIC | FURTHER_CLASSIC | PICTURES:
         left_out.add(MONTE_CARLO)
-    if env_id in MINATAR:
+    if env_id in PICTURES:
         left_out |= {"a2c", "trpo"}
     if env_id in LATER:
         left_out.add("a2c")

@@ -12,7 +12,7 @@ from benchmarks.common import around_marks, markdown, number, put_between, sprea
 from benchmarks.learning.aggregates import aggregates
 from benchmarks.learning.entries import is_of_today, read_yaml, zoo_algo
 from benchmarks.learning.figures import figure
-from benchmarks.learning.plan import INSTEAD, LONG, MINATAR, MONTE_CARLO, MUJOCO, OURS
+from benchmarks.learning.plan import INSTEAD, LONG, MONTE_CARLO, MUJOCO, OURS, PICTURES
 from benchmarks.learning.results import NAMES, in_order, load, read_random
 from benchmarks.learning.times import set_clocks, steps_to_solve, times
 
@@ -220,9 +220,9 @@ def report(folder: Path, docs: Path, env_ids: list[str], algos: list[str], page:
         put_between(page, text, MARKS)
         if SUMMARY_MARKS[0] in page.read_text():
             put_between(page, comparison(runs, read_random(folder), env_ids), SUMMARY_MARKS)
-    sheets: dict[str, list[str]] = {"classic": [], "mujoco": [], "minatar": []}
+    sheets: dict[str, list[str]] = {"classic": [], "mujoco": [], "pictures": []}
     for env_id in env_ids:
-        sheets["mujoco" if env_id in MUJOCO else "minatar" if env_id in MINATAR else "classic"].append(env_id)
+        sheets["mujoco" if env_id in MUJOCO else "pictures" if env_id in PICTURES else "classic"].append(env_id)
     for name, group in sheets.items():
         for suffix, x in (("", "timesteps"), ("_cpu", "cpu_seconds")):
             if group:

@@ -184,6 +184,8 @@ def test_entries() -> None:
     for env_id in plan.MINATAR:
         network = [entries.find_entry(algo, env_id)[1]["policy_kwargs"] for algo in ("reinforce", "ppo")]
         assert network[0] == network[1] and entries.find_entry("ppo", env_id)[0].startswith("learning_others.yml: MinAtar")
+    pong, ppo = (entries.find_entry(algo, "PongNoFrameskip-v4")[1] for algo in ("reinforce", "ppo"))
+    assert all(pong[name] == ppo[name] for name in ("env_wrapper", "frame_stack", "policy", "n_envs", "n_timesteps"))
 
 
 def test_a_run_is_of_today_with_the_defaults_of_its_time() -> None:
@@ -208,7 +210,7 @@ def test_seeds_come_one_after_the_other(tmp_path: Path) -> None:
     assert ("reinforce_mc", "Hopper-v5") in planned and ("reinforce_mc", "CartPole-v1") not in planned
     assert ("reinforce", "CartPole-v1") in planned and ("reinforce_mc", "DelayedHopper-v5") in planned
     assert {env_id for algo, env_id in planned if algo == "ppo_cleanrl"} == {"Hopper-v5"}
-    assert {algo for algo, env_id in planned if env_id in plan.MINATAR} == {"reinforce", "ppo"}
+    assert {algo for algo, env_id in planned if env_id in plan.PICTURES} == {"reinforce", "ppo"}
 
 
 def test_delayed_rewards() -> None:

@@ -21,7 +21,7 @@ ENVIRONMENTS = """
 CartPole-v1 Acrobot-v1 MountainCar-v0 MountainCarContinuous-v0 Pendulum-v1 LunarLander-v3 LunarLanderContinuous-v3
 BipedalWalker-v3 HalfCheetah-v5 Hopper-v5 Walker2d-v5 Ant-v5 Swimmer-v5 Reacher-v5 Pusher-v5 InvertedPendulum-v5
 InvertedDoublePendulum-v5 Humanoid-v5
-MinAtar/Asterix-v1 MinAtar/Breakout-v1 MinAtar/Freeway-v1 MinAtar/Seaquest-v1 MinAtar/SpaceInvaders-v1
+PongNoFrameskip-v4 MinAtar/Asterix-v1 MinAtar/Breakout-v1 MinAtar/Freeway-v1 MinAtar/Seaquest-v1 MinAtar/SpaceInvaders-v1
 """.split()
 
 
