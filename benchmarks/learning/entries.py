@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import tempfile
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import gymnasium as gym
 import yaml
 from gymnasium.envs.registration import WrapperSpec
 
-from benchmarks.learning.plan import DELAYED, MONTE_CARLO, OURS, Run
+from benchmarks.learning.plan import ATARI, DELAYED, MONTE_CARLO, OURS, Run
 
 #: What runs of version 0.1 were made with whose entries do not say so: the constructor's defaults at that time
 FORMER_DEFAULTS = {
@@ -52,11 +53,11 @@ def register_env(env_id: str) -> None:
     """
     :param env_id: An environment. Where its name says so, it becomes the one that it is derived from with delayed rewards
     """
-    from rl_zoo3 import import_envs  # noqa: F401  # Atari's games, if they are installed
-
     from sb3_reinforce.zoo.minatar import register_games
 
     register_games()
+    if env_id in ATARI and find_spec("ale_py") is not None:
+        gym.register_envs(import_module("ale_py"))
     if not env_id.startswith(DELAYED) or env_id in gym.registry:
         return
     spec = copy.deepcopy(gym.spec(env_id.removeprefix(DELAYED)))
@@ -165,6 +166,7 @@ def build(run: Run) -> tuple[Any, Any]:
     :param run: What to run
     :return: The model and RL Zoo's ``ExperimentManager``, which makes the environments
     """
+    from rl_zoo3 import import_envs  # noqa: F401
     from rl_zoo3.exp_manager import ExperimentManager
     from rl_zoo3.utils import ALGOS as CLASSES
 

@@ -213,6 +213,13 @@ def test_seeds_come_one_after_the_other(tmp_path: Path) -> None:
     assert {algo for algo, env_id in planned if env_id in plan.PICTURES} == {"reinforce", "ppo"}
 
 
+def test_gymnasium_knows_atari_games_before_a_run() -> None:
+    pytest.importorskip("ale_py")
+    for env_id in plan.ATARI:
+        entries.register_env(env_id)
+        assert gym.spec(env_id).id == env_id
+
+
 def test_delayed_rewards() -> None:
     """The last reward is the whole return, also where the time limit ends the episode."""
     entries.register_env("DelayedPendulum-v1")
