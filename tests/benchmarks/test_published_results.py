@@ -93,7 +93,7 @@ def test_the_comparison_is_that_of_the_runs(folder: Path, results: tuple[Any, An
 def test_the_entries_say_what_their_runs_came_to(results: tuple[Any, Any]) -> None:
     runs, _ = results
     text = (ROOT / "zoo_configs" / "reinforce.yml").read_text()
-    tuned = re.findall(r"^# Tuned: (\S+) \+- (\S+) \((\d+) seeds, (\S+) steps\)\n(?:#.*\n)*([\w-]+):", text, re.MULTILINE)
+    tuned = re.findall(r"^# Tuned: (\S+) \+- (\S+) \((\d+) seeds, (\S+) steps\)\n(?:#.*\n)*([\w/-]+):", text, re.MULTILINE)
     assert len(tuned) == text.count("\n# Tuned:") > 12
     for mean, deviation, n_seeds, n_steps, env_id in tuned:
         ours = runs[(runs["env"] == env_id) & (runs["algo"] == "reinforce")]
