@@ -1,6 +1,7 @@
 """What is installed, where the documentation is, and what else can be called: ``python -m sb3_reinforce``."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from importlib import metadata, util
 from pathlib import Path
@@ -27,13 +28,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     info.pop("OpenAI Gym", None)  # which nothing here uses
     info["sb3-contrib"] = version_of("sb3-contrib")
     info["RL Zoo"] = version_of("rl_zoo3")
-    print(f"{NAME} {__version__} in {PACKAGE}\n")
-    print("\n".join(f"- {name}: {value}" for name, value in info.items()))
-    print(f"\nDocumentation: {documentation()}")
-    print("The algorithm's arguments: python -c 'import sb3_reinforce; help(sb3_reinforce.REINFORCE)'")
-    print(f"RL Zoo: python -m sb3_reinforce.zoo VERB, where VERB is one of {', '.join(VERBS)}")
+    lines = [
+        f"{NAME} {__version__} in {PACKAGE}",
+        "",
+        *(f"- {name}: {value}" for name, value in info.items()),
+        "",
+        f"Documentation: {documentation()}",
+        "The algorithm's arguments: python -c 'import sb3_reinforce; help(sb3_reinforce.REINFORCE)'",
+        f"RL Zoo: python -m sb3_reinforce.zoo VERB, where VERB is one of {', '.join(VERBS)}",
+    ]
     if util.find_spec("rl_zoo3") is None:
-        print(f'        (not installed: pip install "{NAME}[zoo]")')
+        lines.append(f'        (not installed: pip install "{NAME}[zoo]")')
+    # In one piece, which `print` would not be: a reader such as `head` may be gone after the first line
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def version_of(distribution: str) -> str:

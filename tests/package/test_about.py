@@ -30,3 +30,14 @@ def test_it_says_what_is_installed_and_where_to_read(tmp_path: Path) -> None:
 
 def test_it_says_the_version_alone(tmp_path: Path) -> None:
     assert about("--version", folder=tmp_path) == f"sb3-reinforce {sb3_reinforce.__version__}\n"
+
+
+def test_a_reader_may_leave_after_the_first_line(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "sb3_reinforce"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        os.read(process.stdout.fileno(), 1)
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 0 and not errors
