@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from benchmarks.common import markdown
 from benchmarks.learning.plan import MUJOCO, OURS
@@ -19,8 +20,8 @@ def score_matrices(
     runs: pd.DataFrame, column: str, random: dict[str, float], algos: list[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """
-    Scores that are 0 for random actions and 1 for the mean of TRPO, on the tasks where both REINFORCE and TRPO have runs
-    enough, of the algorithms that have runs on all of them.
+    Scores that are 0 for random actions and 1 for the mean of TRPO's seeds that are among them, on the tasks where both
+    REINFORCE and TRPO have runs enough, of the algorithms that have runs on all of them.
 
     :param runs: The runs
     :param column: What of them is the score
@@ -37,16 +38,29 @@ def score_matrices(
         if complete and scores[env_id, REFERENCE].mean() > random[env_id]:
             tasks.append(env_id)
     matrices = {}
-    for algo in algos if tasks else []:
-        n_seeds = min(len(scores.get((env_id, algo), ())) for env_id in tasks)
-        if not n_seeds:
-            continue
-        columns = [
-            (scores[env_id, algo][:n_seeds] - random[env_id]) / (scores[env_id, REFERENCE].mean() - random[env_id])
-            for env_id in tasks
-        ]
-        matrices[algo] = np.stack(columns, axis=1)
-    return matrices, tasks
+    for algo in algos:
+        n_seeds = min((len(scores.get((env_id, algo), ())) for env_id in tasks), default=0)
+        if n_seeds:
+            matrices[algo] = np.stack([scores[env_id, algo][:n_seeds] - random[env_id] for env_id in tasks], axis=1)
+    scale = matrices[REFERENCE].mean(axis=0) if tasks else 1.0
+    return {algo: matrix / scale for algo, matrix in matrices.items()}, tasks
+
+
+def iqm(scores: np.ndarray) -> float:
+    """
+    :param scores: Scores
+    :return: The mean of the middle half of them
+    """
+    return float(stats.trim_mean(scores, 0.25, axis=None))
+
+
+def scaled_iqm(scores: np.ndarray, reference: np.ndarray) -> float:
+    """
+    :param scores: Scores of shape ``(n_seeds, n_tasks)``
+    :param reference: TRPO's. In a bootstrap its seeds are drawn too, so that the interval has the chance in the scale
+    :return: The interquartile mean, with the mean of TRPO as 1
+    """
+    return iqm(scores / reference.mean(axis=0))
 
 
 def interval(point: np.ndarray, bounds: np.ndarray) -> str:
@@ -71,7 +85,8 @@ def estimate(data: dict[str, Any], metric: Callable[..., float]) -> dict[str, st
         return {}
     np.random.seed(0)  # rliable draws from NumPy's global generator, whatever random state it is given
     points, bounds = library.get_interval_estimates(data, lambda *scores: np.array([metric(*scores)]), reps=N_BOOTSTRAPS)
-    single = {name for name, scores in data.items() if len(scores[1] if isinstance(scores, tuple) else scores) == 1}
+    groups = {name: scores if isinstance(scores, tuple) else (scores,) for name, scores in data.items()}
+    single = {name for name, group in groups.items() if min(map(len, group)) == 1}
     # There is no drawing of seeds from one
     return {name: f"{points[name].item():.2f}" if name in single else interval(points[name], bounds[name]) for name in data}
 
@@ -94,7 +109,8 @@ def aggregates(runs: pd.DataFrame, column: str, random: dict[str, float], algos:
             f"No MuJoCo task has {MIN_SEEDS} runs of REINFORCE and of {NAMES[REFERENCE]}, and the return of random actions "
             "(`random`)."
         )
-    means = estimate(matrices, metrics.aggregate_iqm)
+    others = {algo: (scores, matrices[REFERENCE]) for algo, scores in matrices.items() if algo != REFERENCE}
+    means = {REFERENCE: f"{iqm(matrices[REFERENCE]):.2f}", **estimate(others, scaled_iqm)}
     pairs = {algo: (matrices[OURS], matrices[algo]) for algo in matrices if algo != OURS}
     chances = estimate(pairs, metrics.probability_of_improvement)
     rows = [[NAMES[algo], str(len(matrices[algo])), means[algo], chances.get(algo, "-")] for algo in matrices]
@@ -103,3 +119,23 @@ def aggregates(runs: pd.DataFrame, column: str, random: dict[str, float], algos:
     missing += [NAMES[algo] for algo in algos if algo not in matrices]
     left_out = f" Left out for want of runs: {', '.join(missing)}." if missing else ""
     return f"Over {len(tasks)} tasks: {', '.join(tasks)}.{left_out}\n\n{markdown(header, rows)}"
+
+
+def without_one(runs: pd.DataFrame, random: dict[str, float]) -> str:
+    """
+    :param runs: The runs
+    :param random: The mean returns of random actions
+    :return: A table of REINFORCE's interquartile means without one task at a time
+    """
+    columns = []
+    for column in ("eval_mean", "return_last_100"):
+        matrices, tasks = score_matrices(runs, column, random, [OURS, REFERENCE])
+        if len(tasks) < 2:
+            return "There are no two tasks with runs enough."
+        kept = {"none": list(range(len(tasks)))} | {
+            env_id: [task for task in range(len(tasks)) if task != left_out] for left_out, env_id in enumerate(tasks)
+        }
+        columns.append({name: f"{iqm(matrices[OURS][:, rest]):.2f}" for name, rest in kept.items()})
+    rows = [[name, *(column.get(name, "-") for column in columns)] for name in columns[0] | columns[1]]
+    header = ["left out", "evaluation, IQM", "training return, IQM"]
+    return f"REINFORCE, the mean of {NAMES[REFERENCE]} = 1.\n\n{markdown(header, rows)}"

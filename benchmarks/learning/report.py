@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
 from benchmarks.common import around_marks, markdown, number, put_between, spread
-from benchmarks.learning.aggregates import aggregates
+from benchmarks.learning.aggregates import aggregates, without_one
 from benchmarks.learning.entries import is_of_today, read_yaml, zoo_algo
 from benchmarks.learning.figures import figure
 from benchmarks.learning.plan import INSTEAD, LONG, MONTE_CARLO, MUJOCO, OURS, PICTURES
@@ -111,8 +112,8 @@ def beside_published(columns: dict[str, tuple[str, pd.DataFrame]], steps: str) -
 
 def comparison(runs: pd.DataFrame, random: dict[str, float], env_ids: list[str]) -> str:
     """
-    Where REINFORCE is ahead, level or behind. It is level where the difference of the means is less than twice its standard
-    error, or where there is one seed of either.
+    Where REINFORCE is ahead, level or behind. It is level where the interval of :func:`margin` around the difference of the
+    means has zero in it, and the question is open where there is one seed of either.
 
     :param runs: The runs
     :param random: The mean returns of random actions
@@ -145,9 +146,10 @@ def verdict(ours: pd.Series, theirs: pd.Series, random: float | None) -> str:
     if not len(theirs):
         return "-"
     difference = ours.mean() - theirs.mean()
-    error = (ours.var() / len(ours) + theirs.var() / len(theirs)) ** 0.5  # NaN with one seed
-    if not abs(difference) > 2 * error:
-        return f"level: {number(theirs.mean())}" if error == error else f"open: {number(theirs.mean())} (one seed)"
+    if min(len(ours), len(theirs)) == 1:
+        return f"open: {number(theirs.mean())} (one seed)"
+    if not abs(difference) > margin(ours, theirs):
+        return f"level: {number(theirs.mean())}"
     word = "**ahead**" if difference > 0 else "*behind*"
     learned = float("nan") if random is None else theirs.mean() - random
     if not learned > 0:
@@ -155,6 +157,20 @@ def verdict(ours: pd.Series, theirs: pd.Series, random: float | None) -> str:
     share = difference / learned
     by = f"{share:+.0%}" if share < 1 else f"{min(1 + share, 100):.0f} times" + (" or more" if share >= 99 else "")
     return f"{word}: {number(theirs.mean())}, {by}"
+
+
+def margin(ours: pd.Series, theirs: pd.Series) -> float:
+    """
+    :param ours: One value per seed, two of them or more
+    :param theirs: The same of the other
+    :return: Half the width of the 95 % interval of the difference of their means, after Welch (1947): with Student's
+        distribution, and the variances of the two not taken to be equal
+    """
+    errors = [group.var() / len(group) for group in (ours, theirs)]
+    if not sum(errors):
+        return 0.0
+    freedom = sum(errors) ** 2 / sum(error**2 / (len(group) - 1) for error, group in zip(errors, (ours, theirs), strict=True))
+    return float(stats.t.ppf(0.975, freedom) * sum(errors) ** 0.5)
 
 
 def tables(folder: Path, runs: pd.DataFrame, curves: pd.DataFrame, env_ids: list[str], algos: list[str]) -> dict[str, str]:
@@ -175,6 +191,7 @@ def tables(folder: Path, runs: pd.DataFrame, curves: pd.DataFrame, env_ids: list
         "Evaluation at the end, deterministic": table(runs, "eval_mean", env_ids, algos),
         "MuJoCo tasks together: evaluation at the end": aggregates(runs, "eval_mean", random, algos),
         "MuJoCo tasks together: training return": aggregates(runs, "return_last_100", random, algos),
+        "MuJoCo tasks together: without one of them": without_one(runs, random),
         "CPU time until a return that both reach": times(runs, curves, random, env_ids, algos),
         "Steps and CPU time until three deterministic evaluations in a row pass": steps_to_solve(folder),
         "Timesteps per CPU second of training": table(speeds, "steps_per_second", env_ids, algos),

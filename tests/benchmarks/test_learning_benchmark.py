@@ -283,8 +283,13 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     # The seeds that were run with n_steps=1001 and 1002, where the entry of Hopper has 1000 and that of Swimmer 4000
     swimmers = ", ".join(f"reinforce-{seed} on Swimmer-v5" for seed in range(3))
     assert f"today's\n\nreinforce-1 on Hopper-v5, reinforce-2 on Hopper-v5, {swimmers}\n\n### " in text
-    assert "| Hopper-v5 | 400 ± 200 (3) | - | **2,590** | **1,884** | **1,253** |" in text  # without a run of Monte Carlo
-    assert "| Hopper-v5 | 400 ± 200 (3) | - | - | **2,614** | **3,218** | **416** | **1,654** |" in text
+    assert (
+        "| Hopper-v5 | 400 ± 200 (3) | - | **2,590** | **1,884** | **2,698** | **2,680** | **2,467** | **839** | **1,253** |"
+        in text
+    )  # without a run of Monte Carlo
+    assert (
+        "| Hopper-v5 | 400 ± 200 (3) | - | - | **2,614** | **3,218** | **2,047** | **2,337** | **416** | **1,654** |" in text
+    )
     assert text.count("[OmniSafe](https") == text.count("[Tianshou](https") == 2 and text.count("[SLM-Lab](https") == 1
     with pytest.raises(ValueError, match=r"report\.md must hold the lines"):
         report.report(tmp_path, tmp_path / "docs", env_ids, algos, tmp_path / "report.md")
@@ -294,7 +299,11 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
         assert "Over 2 tasks: Swimmer-v5, Hopper-v5." in text and ", A2C." in text and "| A2C | 1 |" not in text
         one = aggregates.estimate({"one": np.array([[1.0, 3.0]]), "two": np.ones((2, 2))}, lambda x: float(x.mean()))
         assert one == {"one": "2.00", "two": "1.00 [1.00, 1.00]"}  # one seed tells of no interval
-        assert "| REINFORCE | 3 | 0.40 [" in text and "| PPO | 2 | 1.00 [" in text and "0.00 [0.00, 0.00]" in text
+        assert (
+            "| REINFORCE | 3 | 0.40 [" in text
+            and "| PPO | 2 | 1.00 [" in text
+            and "| TRPO | 3 | 1.00 | 0.00 [0.00, 0.00]" in text
+        )
 
 
 def test_the_comparison_tells_ahead_from_level() -> None:
@@ -307,6 +316,41 @@ def test_the_comparison_tells_ahead_from_level() -> None:
     assert report.verdict(series([5.0, 5.0]), series([-99.0, -101.0]), -50.0) == "**ahead**: -100, which has learned nothing"
     assert report.verdict(series([80.0, 81.0]), series([100.0]), 0.0) == "open: 100 (one seed)"
     assert report.verdict(series([80.0, 81.0]), series(dtype=float), 0.0) == "-"
+    assert report.verdict(series([110.0, 110.0]), series([100.0, 100.0]), 0.0) == "**ahead**: 100, +10%"
+
+
+def test_with_few_seeds_a_difference_has_to_be_larger() -> None:
+    few, many = pd.Series([0.0, 2.0]), pd.Series([0.0, 2.0] * 10)
+    assert np.isclose(report.margin(few, few), 4.302653 * 2**0.5)  # Student's quantile with two degrees of freedom
+    assert np.isclose(report.margin(many, many), 2.024394 * (2 * 20 / 19 / 20) ** 0.5)  # with 38
+    # More than twice the standard error, and not clear all the same
+    assert report.verdict(few + 4, few, -10.0) == "level: 1.00" and report.verdict(many + 4, many, -10.0).startswith(
+        "**ahead**"
+    )
+
+
+def test_the_interval_of_a_score_has_the_chance_in_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rliable")
+    monkeypatch.setattr(aggregates, "N_BOOTSTRAPS", 200)
+    ours, reference = np.full((3, 2), 2.0), np.array([[0.5, 0.5], [1.0, 1.0], [1.5, 1.5]])
+    alike = np.ones((3, 2))
+    found = aggregates.estimate({"scatter": (ours, reference), "none": (ours, alike)}, aggregates.scaled_iqm)
+    low, high = (float(bound) for bound in found["scatter"].split("[")[1].strip("]").split(", "))
+    assert found["none"] == "2.00 [2.00, 2.00]" and low < 1.8 < 2.0 < 2.3 < high
+
+
+def test_a_mean_is_told_without_each_of_its_tasks() -> None:
+    runs = pd.DataFrame(
+        [
+            {"env": env_id, "algo": algo, "eval_mean": value, "return_last_100": 2 * value}
+            for env_id, ours in (("Hopper-v5", 1.0), ("Ant-v5", 4.0))
+            for algo, value in (("reinforce", ours), ("trpo", 1.0))
+            for _ in range(3)
+        ]
+    )
+    text = aggregates.without_one(runs, {"Hopper-v5": 0.0, "Ant-v5": 0.0})
+    assert "| none | 2.50 | 2.50 |" in text and "| Ant-v5 | 1.00 | 1.00 |" in text and "| Hopper-v5 | 4.00 | 4.00 |" in text
+    assert aggregates.without_one(runs, {"Ant-v5": 0.0}) == "There are no two tasks with runs enough."
 
 
 def test_the_opponent_that_counts_takes_the_place_of_one_that_does_not_learn(tmp_path: Path) -> None:
@@ -331,7 +375,7 @@ def test_longer_runs_stand_beside_published_ones(tmp_path: Path) -> None:
     runs, _ = results.load(tmp_path, ["Ant-v5"], ["reinforce"])
     long, _ = results.load(tmp_path / "long", ["Ant-v5"], ["reinforce"], "long")
     text = report.beside_published({"1M": ("reinforce", runs), "3M": ("reinforce", long)}, "10M")
-    assert "| Ant-v5 | 2,000 ± 0.000 (2) | 5,400 ± 0.000 (2) | **5,547** | 5,292 | 1,108 | 2,138 |" in text
+    assert "| Ant-v5 | 2,000 ± 0.000 (2) | 5,400 ± 0.000 (2) | **5,547** | 5,292 | **6,027** | **5,978** | 1,108 | 2,138 |" in text
     planned = plan.plan(["reinforce"], [*plan.LONG], plan.LONG_SEEDS, tmp_path, kind="long")
     assert len(planned) == 12 and planned[0].budget == 3_000_000 and "long" in planned[0].path.parts
 
