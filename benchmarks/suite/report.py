@@ -251,9 +251,9 @@ def changes(folder: Path = RESULTS) -> str:
         time = (both["cpu_seconds"] / both["cpu_seconds_before"]).median()
         helped, hurt = gain[gain > NOTABLE][::-1], gain[gain < -NOTABLE]
         told = (", ".join(f"{task} {value:+.2f}" for task, value in part.head(3).items()) or "-" for part in (helped, hurt))
-        n_runs = f"{both['task'].nunique()} x {both['seed'].nunique()}"
-        rows.append([f"`{label}`", n_runs, f"{means[0]:.2f}", f"{means[1]:.2f}", f"{time:.2f}", *told])
-    header = ["change", "tasks x seeds", "IQM before", "IQM with it", "CPU time", "helps most", "hurts most"]
+        counts = [str(both["task"].nunique()), str(len(both))]
+        rows.append([f"`{label}`", *counts, f"{means[0]:.2f}", f"{means[1]:.2f}", f"{time:.2f}", *told])
+    header = ["change", "tasks", "runs", "IQM before", "IQM with it", "CPU time", "helps most", "hurts most"]
     return markdown(header, rows)
 
 

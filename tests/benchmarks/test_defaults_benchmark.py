@@ -170,7 +170,7 @@ def test_changes_are_compared_on_the_tasks_and_seeds_that_both_have(tmp_path: Pa
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{HEADER}100000,{10 if label == 'none' else 15},5,,{value},0\n")
     (row,) = report.changes(tmp_path).splitlines()[2:]
-    assert row == "| `n_steps=256` | 2 x 2 | 0.43 | 0.54 | 1.50 | CartPole-v1 +0.20 | Hopper-v5 -0.08 |"
+    assert row == "| `n_steps=256` | 2 | 3 | 0.43 | 0.54 | 1.50 | CartPole-v1 +0.20 | Hopper-v5 -0.08 |"
 
 
 @pytest.mark.parametrize("task", CHOOSE)
