@@ -1,5 +1,6 @@
 """The natural step of a whole update against the exact inverse of the Fisher information."""
 
+import copy
 import math
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from sb3_contrib import TRPO
+from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -236,3 +239,18 @@ def test_it_learns_cartpole() -> None:
     model.learn(30_000)
     mean, _ = evaluate_policy(model, gym.make("CartPole-v1"), n_eval_episodes=5, warn=False)
     assert mean > 300
+
+
+@pytest.mark.parametrize(("name", "n_dimensions"), [("discrete", 1), ("multi_discrete", 1), ("box", 2), ("multi_binary", 3)])
+def test_trpo_averages_over_dimensions_what_is_a_sum_here(name: str, n_dimensions: int) -> None:
+    """The page for those who come from TRPO says so."""
+    ours = make(episodes(ACTIONS[name]), learn=32, policy_kwargs=TINY)
+    assert ours.logger.name_to_value["train/kl_divergence"] == pytest.approx(divergence(ours), rel=1e-3)
+    trpo = TRPO("MlpPolicy", episodes(ACTIONS[name]), n_steps=32, batch_size=32, policy_kwargs=TINY, seed=0, device="cpu")
+    before = copy.deepcopy(trpo.policy)
+    trpo.learn(32)
+    logged = trpo.logger.name_to_value["train/kl_divergence_loss"]
+    with th.no_grad():
+        observations = next(trpo.rollout_buffer.get()).observations
+        moved_by = kl_divergence(trpo.policy.get_distribution(observations), before.get_distribution(observations))
+    assert logged > 0 and float(moved_by.sum() / len(observations)) == pytest.approx(n_dimensions * logged, rel=1e-3)
