@@ -37,16 +37,18 @@ def score_matrices(
         # Where the reference learns nothing there is no scale
         if complete and scores[env_id, REFERENCE].mean() > random[env_id]:
             tasks.append(env_id)
+    if not tasks:
+        return {}, tasks
     matrices = {}
     for algo in algos:
-        n_seeds = min((len(scores.get((env_id, algo), ())) for env_id in tasks), default=0)
+        n_seeds = min(len(scores.get((env_id, algo), ())) for env_id in tasks)
         if n_seeds:
             matrices[algo] = np.stack([scores[env_id, algo][:n_seeds] - random[env_id] for env_id in tasks], axis=1)
-    scale = matrices[REFERENCE].mean(axis=0) if tasks else 1.0
+    scale = matrices[REFERENCE].mean(axis=0)
     return {algo: matrix / scale for algo, matrix in matrices.items()}, tasks
 
 
-def iqm(scores: np.ndarray) -> float:
+def interquartile_mean(scores: np.ndarray) -> float:
     """
     :param scores: Scores
     :return: The mean of the middle half of them
@@ -60,7 +62,7 @@ def scaled_iqm(scores: np.ndarray, reference: np.ndarray) -> float:
     :param reference: TRPO's. In a bootstrap its seeds are drawn too, so that the interval has the chance in the scale
     :return: The interquartile mean, with the mean of TRPO as 1
     """
-    return iqm(scores / reference.mean(axis=0))
+    return interquartile_mean(scores / reference.mean(axis=0))
 
 
 def interval(point: np.ndarray, bounds: np.ndarray) -> str:
@@ -110,7 +112,7 @@ def aggregates(runs: pd.DataFrame, column: str, random: dict[str, float], algos:
             "(`random`)."
         )
     others = {algo: (scores, matrices[REFERENCE]) for algo, scores in matrices.items() if algo != REFERENCE}
-    means = {REFERENCE: f"{iqm(matrices[REFERENCE]):.2f}", **estimate(others, scaled_iqm)}
+    means = {REFERENCE: f"{interquartile_mean(matrices[REFERENCE]):.2f}", **estimate(others, scaled_iqm)}
     pairs = {algo: (matrices[OURS], matrices[algo]) for algo in matrices if algo != OURS}
     chances = estimate(pairs, metrics.probability_of_improvement)
     rows = [[NAMES[algo], str(len(matrices[algo])), means[algo], chances.get(algo, "-")] for algo in matrices]
@@ -132,10 +134,10 @@ def without_one(runs: pd.DataFrame, random: dict[str, float]) -> str:
         matrices, tasks = score_matrices(runs, column, random, [OURS, REFERENCE])
         if len(tasks) < 2:
             return "There are no two tasks with runs enough."
-        kept = {"none": list(range(len(tasks)))} | {
-            env_id: [task for task in range(len(tasks)) if task != left_out] for left_out, env_id in enumerate(tasks)
+        kept = {"none": matrices[OURS]} | {
+            env_id: np.delete(matrices[OURS], task, axis=1) for task, env_id in enumerate(tasks)
         }
-        columns.append({name: f"{iqm(matrices[OURS][:, rest]):.2f}" for name, rest in kept.items()})
+        columns.append({name: f"{interquartile_mean(scores):.2f}" for name, scores in kept.items()})
     rows = [[name, *(column.get(name, "-") for column in columns)] for name in columns[0] | columns[1]]
     header = ["left out", "evaluation, IQM", "training return, IQM"]
     return f"REINFORCE, the mean of {NAMES[REFERENCE]} = 1.\n\n{markdown(header, rows)}"

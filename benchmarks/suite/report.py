@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.common import markdown, number, spread
-from benchmarks.learning.aggregates import estimate
+from benchmarks.learning.aggregates import estimate, interquartile_mean
 from benchmarks.suite.one_run import ADVICE, COLUMNS, RANDOM, Run
 from benchmarks.suite.plan import (
     CHANGES,
@@ -136,9 +136,7 @@ def iqm(data: dict[str, np.ndarray]) -> dict[str, str]:
     :param data: Scores by name
     :return: Their interquartile means, with 95 % stratified bootstrap intervals
     """
-    from rliable import metrics
-
-    return estimate({name: matrix for name, matrix in data.items() if matrix.size}, metrics.aggregate_iqm)
+    return estimate({name: matrix for name, matrix in data.items() if matrix.size}, interquartile_mean)
 
 
 def table(runs: pd.DataFrame, tasks: Iterable[str], n_steps: int) -> str:
@@ -247,7 +245,7 @@ def changes(folder: Path = RESULTS) -> str:
         if label == UNCHANGED or both.empty:
             continue
         gain = (both["score"] - both["score_before"]).groupby(both["task"]).mean().sort_values()
-        means = [middle(both[name]) for name in ("score_before", "score")]
+        means = [interquartile_mean(both[name]) for name in ("score_before", "score")]
         time = (both["cpu_seconds"] / both["cpu_seconds_before"]).median()
         helped, hurt = gain[gain > NOTABLE][::-1], gain[gain < -NOTABLE]
         told = (", ".join(f"{task} {value:+.2f}" for task, value in part.head(3).items()) or "-" for part in (helped, hurt))
@@ -255,16 +253,6 @@ def changes(folder: Path = RESULTS) -> str:
         rows.append([f"`{label}`", *counts, f"{means[0]:.2f}", f"{means[1]:.2f}", f"{time:.2f}", *told])
     header = ["change", "tasks", "runs", "IQM before", "IQM with it", "CPU time", "helps most", "hurts most"]
     return markdown(header, rows)
-
-
-def middle(values: pd.Series) -> float:
-    """
-    :param values: Scores
-    :return: The mean of their middle half
-    """
-    from rliable import metrics
-
-    return float(metrics.aggregate_iqm(values.to_numpy()))
 
 
 def report(folder: Path = RESULTS) -> str:
