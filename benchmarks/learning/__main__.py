@@ -6,9 +6,10 @@ else of its nearest older version, else SB3's defaults with ``VecNormalize``. No
 which its schedules follow: number of environments and wrappers (``VecNormalize``) are the entry's. ``reinforce_mc`` is
 REINFORCE with whole episodes and ``gae_lambda=1``, pure Monte Carlo (except for the critic's value of the last state where a
 time limit cuts an episode); its entry is REINFORCE's, overridden by what ``learning_mc.yml`` beside this file has for the
-environment. ``ppo_cleanrl`` is PPO with CleanRL's hyperparameters; these, and PPO's for MinAtar's games, are in
-``learning_others.yml``. ``Delayed...`` environments pay the whole return at the end, and have a discount of 1 for every
-algorithm: with less, the longer an episode the less its end would count.
+environment. ``ppo_cleanrl`` is PPO with CleanRL's hyperparameters, ``trpo_narrow`` TRPO with a small first deviation of the
+actions; these, and PPO's for MinAtar's games, are in ``learning_others.yml``. ``Delayed...`` environments pay the whole
+return at the end, and have a discount of 1 for every algorithm: with less, the longer an episode the less its end would
+count.
 
     python -m benchmarks.learning run [--algos ...] [--envs ...] [--seeds 0 1 ...] [--workers 2] [--folder DIR]
     python -m benchmarks.learning solve             # steps until deterministic evaluations pass, see SOLVE

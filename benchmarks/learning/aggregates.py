@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.common import markdown
-from benchmarks.learning.plan import MUJOCO, OURS
+from benchmarks.learning.plan import INSTEAD, MUJOCO, OURS, counted
 from benchmarks.learning.results import NAMES, REFERENCE
 
 N_BOOTSTRAPS = 2000
@@ -21,7 +21,8 @@ def score_matrices(
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """
     Scores that are 0 for random actions and 1 for the mean of TRPO's seeds that are among them, on the tasks where both
-    REINFORCE and TRPO have runs enough, of the algorithms that have runs on all of them.
+    REINFORCE and TRPO have runs enough, of the algorithms that have runs on all of them. Where another entry of an algorithm
+    is the opponent that counts, its runs are taken.
 
     :param runs: The runs
     :param column: What of them is the score
@@ -29,10 +30,16 @@ def score_matrices(
     :param algos: Algorithms
     :return: By algorithm, scores of shape ``(n_seeds, n_tasks)``: as many seeds as each task has; and the tasks
     """
-    scores = {key: group[column].dropna().to_numpy() for key, group in runs.groupby(["env", "algo"])}
+    found = {key: group[column].dropna().to_numpy() for key, group in runs.groupby(["env", "algo"])}
+    algos = [algo for algo in algos if algo not in INSTEAD.values()]
+    scores = {
+        (env_id, algo): found.get(counted(algo, env_id, found), np.empty(0))
+        for env_id in MUJOCO
+        for algo in (*algos, OURS, REFERENCE)
+    }
     tasks = []
     for env_id in MUJOCO:
-        n_seeds = min(len(scores.get((env_id, algo), ())) for algo in (OURS, REFERENCE))
+        n_seeds = min(len(scores[env_id, algo]) for algo in (OURS, REFERENCE))
         complete = env_id in random and n_seeds >= MIN_SEEDS
         # Where the reference learns nothing there is no scale
         if complete and scores[env_id, REFERENCE].mean() > random[env_id]:
@@ -41,7 +48,7 @@ def score_matrices(
         return {}, tasks
     matrices = {}
     for algo in algos:
-        n_seeds = min(len(scores.get((env_id, algo), ())) for env_id in tasks)
+        n_seeds = min(len(scores[env_id, algo]) for env_id in tasks)
         if n_seeds:
             matrices[algo] = np.stack([scores[env_id, algo][:n_seeds] - random[env_id] for env_id in tasks], axis=1)
     scale = matrices[REFERENCE].mean(axis=0)
@@ -118,7 +125,7 @@ def aggregates(runs: pd.DataFrame, column: str, random: dict[str, float], algos:
     rows = [[NAMES[algo], str(len(matrices[algo])), means[algo], chances.get(algo, "-")] for algo in matrices]
     header = ["", "seeds", f"IQM ({NAMES[REFERENCE]} = 1, random = 0)", f"probability that {NAMES[OURS]} is better"]
     missing = [env_id for env_id in MUJOCO if env_id not in tasks]
-    missing += [NAMES[algo] for algo in algos if algo not in matrices]
+    missing += [NAMES[algo] for algo in algos if algo not in {*matrices, *INSTEAD.values()}]
     left_out = f" Left out for want of runs: {', '.join(missing)}." if missing else ""
     return f"Over {len(tasks)} tasks: {', '.join(tasks)}.{left_out}\n\n{markdown(header, rows)}"
 

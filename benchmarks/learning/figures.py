@@ -16,6 +16,7 @@ COLOURS = {
     "ppo": "#7fb3d9",
     "ppo_cleanrl": "#8e7cc3",
     "trpo": "#4f9d69",
+    "trpo_narrow": "#9ccc65",
 }
 
 

@@ -1,12 +1,13 @@
 """Which algorithm runs on which environment, how long and how often."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common import ROOT, unfinished
 
 RESULTS = ROOT / "benchmarks" / "results"
-ALGOS = ("reinforce", "reinforce_mc", "ppo", "ppo_cleanrl", "a2c", "trpo")
+ALGOS = ("reinforce", "reinforce_mc", "ppo", "ppo_cleanrl", "a2c", "trpo", "trpo_narrow")
 CLASSIC = {
     "CartPole-v1": 100_000,
     "Acrobot-v1": 200_000,
@@ -42,7 +43,7 @@ OURS = "reinforce"
 #: Pure Monte Carlo is in the plan for MuJoCo alone
 MONTE_CARLO = "reinforce_mc"
 #: The opponent that counts, where RL Zoo's entry of an algorithm does not learn
-INSTEAD = {("ppo", "Hopper-v5"): "ppo_cleanrl"}
+INSTEAD = {("ppo", "Hopper-v5"): "ppo_cleanrl", ("trpo", "Ant-v5"): "trpo_narrow"}
 #: Where seeds differ most
 SCATTERED = ("LunarLander-v3", "Hopper-v5")
 #: Tasks that came later: the others have fewer seeds there, and A2C none
@@ -99,7 +100,7 @@ def seeds_of(algo: str, env_id: str) -> int:
         return 20
     if env_id in CLASSIC or (algo == OURS and env_id in MUJOCO):
         return 10
-    if env_id in PICTURES or algo in ("a2c", "ppo_cleanrl") or (env_id in LATER and algo != MONTE_CARLO):
+    if env_id in PICTURES or algo == "a2c" or algo in INSTEAD.values() or (env_id in LATER and algo != MONTE_CARLO):
         return 3
     return 5
 
@@ -117,6 +118,17 @@ def algos_of(env_id: str) -> list[str]:
     if env_id in LATER:
         left_out.add("a2c")
     return [algo for algo in ALGOS if algo not in left_out]
+
+
+def counted(algo: str, env_id: str, runs: Container[tuple[str, str]]) -> tuple[str, str]:
+    """
+    :param algo: An algorithm
+    :param env_id: An environment
+    :param runs: The pairs of an environment and an algorithm that have runs
+    :return: The pair to compare with: that of the opponent that counts, if it has runs
+    """
+    instead = env_id, INSTEAD.get((algo, env_id), algo)
+    return instead if instead in runs else (env_id, algo)
 
 
 def plan(

@@ -13,7 +13,7 @@ from benchmarks.common import around_marks, markdown, number, put_between, sprea
 from benchmarks.learning.aggregates import aggregates, without_one
 from benchmarks.learning.entries import is_of_today, read_yaml, zoo_algo
 from benchmarks.learning.figures import figure
-from benchmarks.learning.plan import INSTEAD, LONG, MONTE_CARLO, MUJOCO, OURS, PICTURES
+from benchmarks.learning.plan import LONG, MONTE_CARLO, MUJOCO, OURS, PICTURES, counted
 from benchmarks.learning.results import NAMES, in_order, load, read_random
 from benchmarks.learning.times import set_clocks, steps_to_solve, times
 
@@ -126,9 +126,7 @@ def comparison(runs: pd.DataFrame, random: dict[str, float], env_ids: list[str])
     rows = []
     for env_id in env_ids:
         ours = groups.get((env_id, OURS), empty)
-        others = [(env_id, algo) for algo in COMPARED]
-        instead = [(env_id, INSTEAD.get((algo, env_id), algo)) for algo in COMPARED]
-        others = [counted if counted in groups else key for counted, key in zip(instead, others, strict=True)]
+        others = [counted(algo, env_id, groups) for algo in COMPARED]
         if len(ours) and any(key in groups for key in others):
             verdicts = [verdict(ours, groups.get(key, empty), random.get(env_id)) for key in others]
             names = ["" if algo in COMPARED else f" ({NAMES[algo]})" for _, algo in others]

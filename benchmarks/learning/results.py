@@ -14,6 +14,7 @@ NAMES = {
     "ppo": "PPO",
     "ppo_cleanrl": "PPO, CleanRL's entry",
     "trpo": "TRPO",
+    "trpo_narrow": "TRPO, first deviation 0.37",
 }
 REFERENCE = "trpo"
 

@@ -181,6 +181,9 @@ def test_entries() -> None:
     source, entry = entries.find_entry("ppo_cleanrl", "Hopper-v5")
     assert source == "learning_others.yml: Hopper-v5" and entry["n_steps"] == 2048
     assert entries.find_entry("ppo", "Hopper-v5")[0] == "ppo.yml: Hopper-v4"
+    narrow, wide = (entries.find_entry(algo, "Ant-v5")[1] for algo in ("trpo_narrow", "trpo"))
+    assert narrow == {**wide, "policy_kwargs": "dict(log_std_init=-1)"}  # which REINFORCE has
+    assert narrow["policy_kwargs"] == entries.find_entry("reinforce", "Ant-v5")[1]["policy_kwargs"]
     for env_id in plan.MINATAR:
         network = [entries.find_entry(algo, env_id)[1]["policy_kwargs"] for algo in ("reinforce", "ppo")]
         assert network[0] == network[1] and entries.find_entry("ppo", env_id)[0].startswith("learning_others.yml: MinAtar")
@@ -210,6 +213,7 @@ def test_seeds_come_one_after_the_other(tmp_path: Path) -> None:
     assert ("reinforce_mc", "Hopper-v5") in planned and ("reinforce_mc", "CartPole-v1") not in planned
     assert ("reinforce", "CartPole-v1") in planned and ("reinforce_mc", "DelayedHopper-v5") in planned
     assert {env_id for algo, env_id in planned if algo == "ppo_cleanrl"} == {"Hopper-v5"}
+    assert {env_id for algo, env_id in planned if algo == "trpo_narrow"} == {"Ant-v5"}
     assert {algo for algo, env_id in planned if env_id in plan.PICTURES} == {"reinforce", "ppo"}
 
 
@@ -351,6 +355,17 @@ def test_a_mean_is_told_without_each_of_its_tasks() -> None:
     text = aggregates.without_one(runs, {"Hopper-v5": 0.0, "Ant-v5": 0.0})
     assert "| none | 2.50 | 2.50 |" in text and "| Ant-v5 | 1.00 | 1.00 |" in text and "| Hopper-v5 | 4.00 | 4.00 |" in text
     assert aggregates.without_one(runs, {"Ant-v5": 0.0}) == "There are no two tasks with runs enough."
+
+
+def test_the_scale_of_a_task_is_the_opponent_that_counts() -> None:
+    def mean(*algos: tuple[str, float]) -> float:
+        rows = [{"env": "Ant-v5", "algo": algo, "eval_mean": value} for algo, value in algos for _ in range(3)]
+        matrices, tasks = aggregates.score_matrices(pd.DataFrame(rows), "eval_mean", {"Ant-v5": 0.0}, [*plan.ALGOS])
+        assert tasks == ["Ant-v5"] and set(matrices) == {"reinforce", "trpo"}
+        return aggregates.interquartile_mean(matrices["reinforce"])
+
+    assert mean(("reinforce", 4.0), ("trpo", 1.0)) == 4.0
+    assert mean(("reinforce", 4.0), ("trpo", 1.0), ("trpo_narrow", 2.0)) == 2.0
 
 
 def test_the_opponent_that_counts_takes_the_place_of_one_that_does_not_learn(tmp_path: Path) -> None:
