@@ -1,5 +1,7 @@
 """What the tests share."""
 
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,3 +16,12 @@ no_warnings = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 def slow(*values: Any) -> Any:
     """The values of a parametrized test that takes long; with the others it is tested often enough."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def checkered(*axes: Iterable[Any]) -> list[Any]:
+    """All combinations of the values of a parametrized test. Every other one is slow, like the dark squares of a board."""
+    combinations = product(*(list(enumerate(axis)) for axis in axes))
+    return [
+        (slow if sum(index for index, _ in combination) % 2 else pytest.param)(*(value for _, value in combination))
+        for combination in combinations
+    ]

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.rollout.recorder import CompleteEpisodes, Recorder
-from tests.helpers import slow
+from tests.helpers import checkered, slow
 from tests.helpers.tiny_mdp import (
     VALUES,
     WEIGHTS,
@@ -119,9 +119,7 @@ ROLLOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("rollout", ROLLOUTS)
-@pytest.mark.parametrize("reward_to_go", [True, False], ids=["reward_to_go", "whole_episode"])
-@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize(("baseline", "reward_to_go", "rollout"), checkered(BASELINES, [True, False], ROLLOUTS))
 def test_the_estimate_is_unbiased(baseline, reward_to_go, rollout):
     found = measure(
         exact_gradient(GAMMA),
@@ -222,8 +220,7 @@ def test_bootstrapping_adds_the_value_behind_a_truncation_to_the_objective():
     assert_differs(measure(exact_gradient(GAMMA), baseline="value", n_updates=N_UPDATES, **arguments))
 
 
-@pytest.mark.parametrize("horizon", [1, 2, 3])
-@pytest.mark.parametrize("rollout", ROLLOUTS)
+@pytest.mark.parametrize(("horizon", "rollout"), checkered([1, 2, 3], ROLLOUTS))
 @pytest.mark.filterwarnings("ignore:An episode was cut")
 def test_with_a_horizon_the_estimate_is_that_of_the_cut_episodes(rollout, horizon):
     found = measure(
