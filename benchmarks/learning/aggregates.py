@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.common import markdown
-from benchmarks.learning.plan import INSTEAD, MUJOCO, OURS, counted
+from benchmarks.learning.plan import MUJOCO, OURS, STAND_INS, counted
 from benchmarks.learning.results import NAMES, REFERENCE
 
 N_BOOTSTRAPS = 2000
@@ -31,7 +31,7 @@ def score_matrices(
     :return: By algorithm, scores of shape ``(n_seeds, n_tasks)``: as many seeds as each task has; and the tasks
     """
     found = {key: group[column].dropna().to_numpy() for key, group in runs.groupby(["env", "algo"])}
-    algos = [algo for algo in algos if algo not in INSTEAD.values()]
+    algos = [algo for algo in algos if algo not in STAND_INS]
     scores = {
         (env_id, algo): found.get(counted(algo, env_id, found), np.empty(0))
         for env_id in MUJOCO
@@ -125,7 +125,7 @@ def aggregates(runs: pd.DataFrame, column: str, random: dict[str, float], algos:
     rows = [[NAMES[algo], str(len(matrices[algo])), means[algo], chances.get(algo, "-")] for algo in matrices]
     header = ["", "seeds", f"IQM ({NAMES[REFERENCE]} = 1, random = 0)", f"probability that {NAMES[OURS]} is better"]
     missing = [env_id for env_id in MUJOCO if env_id not in tasks]
-    missing += [NAMES[algo] for algo in algos if algo not in {*matrices, *INSTEAD.values()}]
+    missing += [NAMES[algo] for algo in algos if algo not in {*matrices, *STAND_INS}]
     left_out = f" Left out for want of runs: {', '.join(missing)}." if missing else ""
     return f"Over {len(tasks)} tasks: {', '.join(tasks)}.{left_out}\n\n{markdown(header, rows)}"
 

@@ -44,6 +44,8 @@ OURS = "reinforce"
 MONTE_CARLO = "reinforce_mc"
 #: The opponent that counts, where RL Zoo's entry of an algorithm does not learn
 INSTEAD = {("ppo", "Hopper-v5"): "ppo_cleanrl", ("trpo", "Ant-v5"): "trpo_narrow"}
+#: Entries that have a place on one task alone, that of the one they stand in for
+STAND_INS = frozenset(INSTEAD.values())
 #: Where seeds differ most
 SCATTERED = ("LunarLander-v3", "Hopper-v5")
 #: Tasks that came later: the others have fewer seeds there, and A2C none
@@ -100,7 +102,7 @@ def seeds_of(algo: str, env_id: str) -> int:
         return 20
     if env_id in CLASSIC or (algo == OURS and env_id in MUJOCO):
         return 10
-    if env_id in PICTURES or algo == "a2c" or algo in INSTEAD.values() or (env_id in LATER and algo != MONTE_CARLO):
+    if env_id in PICTURES or algo == "a2c" or algo in STAND_INS or (env_id in LATER and algo != MONTE_CARLO):
         return 3
     return 5
 
@@ -110,7 +112,7 @@ def algos_of(env_id: str) -> list[str]:
     :param env_id: An environment
     :return: The algorithms that are in its plan
     """
-    left_out = set(INSTEAD.values()) - {INSTEAD.get((algo, env_id)) for algo in ALGOS}
+    left_out = set(STAND_INS) - {INSTEAD.get((algo, env_id)) for algo in ALGOS}
     if env_id in CLASSIC | FURTHER_CLASSIC | PICTURES:
         left_out.add(MONTE_CARLO)
     if env_id in PICTURES:

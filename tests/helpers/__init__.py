@@ -18,6 +18,11 @@ def slow(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+def return_name(value: Any) -> str | None:
+    """What a test is called where a value of ``reward_to_go`` is one of its parameters."""
+    return {True: "reward_to_go", False: "whole_episode"}[value] if isinstance(value, bool) else None
+
+
 def checkered(*axes: Iterable[Any]) -> list[Any]:
     """All combinations of the values of a parametrized test. Every other one is slow, like the dark squares of a board."""
     combinations = product(*(list(enumerate(axis)) for axis in axes))

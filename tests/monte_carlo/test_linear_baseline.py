@@ -14,7 +14,7 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.callbacks import GradientMonitor
 from sb3_reinforce.monte_carlo import baselines, linear
 from sb3_reinforce.monte_carlo.episodes import Episodes
-from tests.helpers import checkered
+from tests.helpers import checkered, return_name
 from tests.helpers.environments import Scripted, vec
 from tests.helpers.tiny_mdp import TinyEnv, collect_estimates, deviation, exact_gradient, make_model
 
@@ -107,7 +107,7 @@ ROLLOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("reward_to_go", "rollout"), checkered([True, False], ROLLOUTS))
+@pytest.mark.parametrize(("reward_to_go", "rollout"), checkered([True, False], ROLLOUTS), ids=return_name)
 def test_the_linear_baseline_leaves_the_gradient_as_it_is(reward_to_go, rollout):
     arguments = dict(ROLLOUTS[rollout])
     env = DummyVecEnv([lambda: TinyEnv(bonus=3.0)] * arguments.pop("n_envs"))

@@ -9,7 +9,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE, Baseline
 from sb3_reinforce.monte_carlo.baselines import EpisodeReturns, Value
-from tests.helpers import checkered
+from tests.helpers import checkered, return_name
 from tests.helpers.environments import Scripted, vec
 from tests.helpers.tiny_mdp import TinyEnv, collect_estimates, deviation, exact_gradient, make_model
 
@@ -50,7 +50,9 @@ class Picky(Returns):
         assert observation_size == 2
 
 
-@pytest.mark.parametrize(("kwargs", "reward_to_go"), checkered([{"n_episodes": 4}, {"n_steps": 12}], [True, False]))
+@pytest.mark.parametrize(
+    ("kwargs", "reward_to_go"), checkered([{"n_episodes": 4}, {"n_steps": 12}], [True, False]), ids=return_name
+)
 def test_one_that_looks_at_observations_is_unbiased(kwargs: dict[str, Any], reward_to_go: bool) -> None:
     arguments = {"baseline": MeanOfState(), "reward_to_go": reward_to_go, "discount_state_distribution": True, **kwargs}
     model = make_model(2, env=DummyVecEnv([TinyEnv] * 2), average_over="episodes", **arguments)

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.rollout.recorder import CompleteEpisodes, Recorder
-from tests.helpers import checkered, slow
+from tests.helpers import checkered, return_name, slow
 from tests.helpers.tiny_mdp import (
     VALUES,
     WEIGHTS,
@@ -119,7 +119,9 @@ ROLLOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("baseline", "reward_to_go", "rollout"), checkered(BASELINES, [True, False], ROLLOUTS))
+@pytest.mark.parametrize(
+    ("baseline", "reward_to_go", "rollout"), checkered(BASELINES, [True, False], ROLLOUTS), ids=return_name
+)
 def test_the_estimate_is_unbiased(baseline, reward_to_go, rollout):
     found = measure(
         exact_gradient(GAMMA),
@@ -135,7 +137,7 @@ def test_the_estimate_is_unbiased(baseline, reward_to_go, rollout):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rollout", ROLLOUTS)
-@pytest.mark.parametrize("reward_to_go", [True, False], ids=["reward_to_go", "whole_episode"])
+@pytest.mark.parametrize("reward_to_go", [True, False], ids=return_name)
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_the_estimate_is_unbiased_under_a_strong_lens(baseline, reward_to_go, rollout):
     found = measure(
@@ -153,7 +155,7 @@ def test_the_estimate_is_unbiased_under_a_strong_lens(baseline, reward_to_go, ro
     assert_agrees(found)
 
 
-@pytest.mark.parametrize("reward_to_go", [True, False], ids=["reward_to_go", "whole_episode"])
+@pytest.mark.parametrize("reward_to_go", [True, False], ids=return_name)
 def test_the_undiscounted_estimate_is_unbiased(reward_to_go):
     found = measure(exact_gradient(1.0), n_envs=3, n_steps=3, baseline="leave_one_out", gamma=1.0, reward_to_go=reward_to_go)
     assert_agrees(found)

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sb3_reinforce import REINFORCE, GradientMonitor
 from sb3_reinforce.rollout import player
-from tests.helpers import no_warnings
+from tests.helpers import no_warnings, return_name
 from tests.helpers.tiny_mdp import N_STATES, LinearPolicy, TinyEnv, collect_estimates, deviation, make_model, trajectories
 
 GAMMA = 0.9
@@ -74,7 +74,7 @@ def measure(n_updates: int = 400, **arguments: Any) -> Any:
     return deviation(collect_estimates(model, n_updates), exact_gradient_from_random_starts(), "episodes")
 
 
-@pytest.mark.parametrize("reward_to_go", [True, False], ids=["reward_to_go", "whole_episode"])
+@pytest.mark.parametrize("reward_to_go", [True, False], ids=return_name)
 @pytest.mark.parametrize("baseline", [None, "leave_one_out", "linear", "value"])
 def test_the_estimate_of_groups_is_unbiased(baseline: str | None, reward_to_go: bool) -> None:
     found = measure(baseline=baseline, reward_to_go=reward_to_go)
