@@ -287,10 +287,8 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     # The seeds that were run with n_steps=1001 and 1002, where the entry of Hopper has 1000 and that of Swimmer 4000
     swimmers = ", ".join(f"reinforce-{seed} on Swimmer-v5" for seed in range(3))
     assert f"today's\n\nreinforce-1 on Hopper-v5, reinforce-2 on Hopper-v5, {swimmers}\n\n### " in text
-    assert (
-        "| Hopper-v5 | 400 ± 200 (3) | - | **2,590** | **994** | **1,884** | **2,698** | **2,680** | **2,467** | **839** | **1,253** |"
-        in text
-    )  # without a run of Monte Carlo
+    published = " | ".join(f"**{value}**" for value in ("2,590", "994", "1,884", "2,698", "2,680", "2,467", "839", "1,253"))
+    assert f"| Hopper-v5 | 400 ± 200 (3) | - | {published} |" in text  # without a run of Monte Carlo
     assert (
         "| Hopper-v5 | 400 ± 200 (3) | - | - | **2,614** | **3,218** | **2,047** | **2,337** | **416** | **1,654** |" in text
     )
